@@ -1,0 +1,211 @@
+"""The command `dgfrl`. Neither help nor a wrong option waits for jax: it is imported when there is work."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dynamic_graph_fed_rl.experiment import Experiment
+
+_HELP = """usage: dgfrl COMMAND [OPTIONS]
+
+Federated reinforcement learning for networks that keep changing.
+
+  train ENV         learn, evaluate on held-out seeds beside today's rules, write a report
+  evaluate RUN      compare a run's policy with every baseline again, on seeds of your choice
+  act RUN           one snapshot in, the advised set-points out
+  power-flow CASE   solve one grid case and print it
+  list              environments, scenarios, baselines, algorithms, federations
+
+dgfrl COMMAND --help tells a command's options with their defaults. DGFRL_CACHE_DIR moves the folder of
+compiled programs, DGFRL_DEBUG=1 shows where in the code an error arose.
+"""
+
+_TRAIN_HELP = """usage: dgfrl train ENV [OPTIONS]
+
+ENV is one of {environments}. Without it, these are the options for {shown}:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command line and exit with its status: 2 for what the user can put right, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "act": _act,
+        "power-flow": _power_flow,
+        "list": _list,
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("dynamic-graph-fed-rl"))
+        sys.exit(0)
+    try:
+        if words[0] not in commands:
+            raise ValueError(f"command '{words[0]}': unknown; known: {', '.join(commands)}")
+        status = commands[words[0]](words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read our output has left; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except KeyboardInterrupt:
+        print("dgfrl: ended; a run goes on from its last checkpoint with --resume", file=sys.stderr)
+        status = 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("DGFRL_DEBUG"):
+            raise
+        print(f"dgfrl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+def _train(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
+    from dynamic_graph_fed_rl.experiment import default_experiment, from_yaml, known
+    from dynamic_graph_fed_rl.options import Settings, Train, parse
+
+    asks_help = "-h" in words or "--help" in words
+    environment = None
+    if words and not words[0].startswith("-"):
+        environment, words = words[0], words[1:]
+        known("environment", environment, ENVIRONMENTS)
+
+    # what stands where no option is given: a file, the run to go on with, or the environment's defaults
+    config = _early(words, "--config")
+    if asks_help:
+        base = default_experiment(environment or next(iter(ENVIRONMENTS)))
+        if environment is None:
+            print(_TRAIN_HELP.format(environments=", ".join(ENVIRONMENTS), shown=base.environment))
+    elif config is not None:
+        base = from_yaml(config, environment)
+    elif "--resume" in words:
+        base = _stored(environment, _early(words, "--out"))
+    elif environment is None:
+        raise ValueError(f"train: name an environment first; known: {', '.join(ENVIRONMENTS)}")
+    else:
+        base = default_experiment(environment)
+
+    options = parse(Train, words, f"train {base.environment}", Train(Settings.of(base)))
+    experiment = options.settings.experiment()
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl import commands
+
+    return commands.train(experiment, options.out, options.resume, options.checkpoint_every, options.keep)
+
+
+def _early(words: list[str], name: str) -> str | None:
+    """The value of an option that must be known before the others can be parsed."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}=")
+    return None
+
+
+def _stored(environment: str | None, out: str | None) -> "Experiment":
+    """The experiment of the run to go on with; the environment's defaults where there is none yet."""
+    from dynamic_graph_fed_rl.experiment import default_experiment
+    from dynamic_graph_fed_rl.training.runs import latest, open_run
+
+    path = Path(out) if out is not None else latest(environment) if environment else None
+    if path is not None and (path / "config.yaml").is_file():
+        stored = open_run(path)[1]
+        if environment not in (None, stored.environment):
+            raise ValueError(f"{path}: is a run of environment '{stored.environment}', not '{environment}'")
+        return stored
+    if environment is None:
+        raise ValueError("train --resume: name the run's folder with --out, or its environment")
+    return default_experiment(environment)
+
+
+def _evaluate(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.options import Evaluate, parse
+
+    options = parse(Evaluate, words, "evaluate")
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl import commands
+
+    return commands.evaluate(options.run, options.scenario, options.seeds, options.first_seed, options.json)
+
+
+def _act(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.options import Act, parse
+
+    options = parse(Act, words, "act")
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl import commands
+
+    return commands.act(options.run, options.input, options.example, options.json)
+
+
+def _power_flow(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.options import PowerFlow, parse
+
+    options = parse(PowerFlow, words, "power-flow")
+    outages = options.outages()
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl.environments.power_grid.network import load_case
+    from dynamic_graph_fed_rl.environments.power_grid.study import render, solve
+
+    result = solve(load_case(options.case), options.mode, outages)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        render(result)
+    return 0 if result["converged"] else 1
+
+
+def _list(words: list[str]) -> int:
+    if "-h" in words or "--help" in words:
+        print(
+            "usage: dgfrl list\n\nEnvironments, scenarios, baselines, algorithms, federations, a line each."
+        )
+        return 0
+    if words:
+        raise ValueError(f"list: takes no options, got '{words[0]}'")
+    _keep_compiled_programs()
+    from rich.console import Console
+
+    from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS
+    from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
+    from dynamic_graph_fed_rl.experiment import FEDERATIONS, build, default_experiment
+
+    console = Console(highlight=False)
+
+    def section(title: str, lines: dict[str, str]) -> None:
+        console.print(f"[bold]{title}[/]")
+        width = max(map(len, lines))
+        for name, text in lines.items():
+            console.print(f"  {name:{width}}  {text}", markup=False, soft_wrap=True)
+
+    section("Environments", {name: entry.help for name, entry in ENVIRONMENTS.items()})
+    section("Algorithms", {name: entry.help for name, entry in ALGORITHMS.items()})
+    section("Federations", FEDERATIONS)
+    for name in ENVIRONMENTS:
+        domain = build(default_experiment(name)).domain
+        section(f"Scenarios of {name}", {one: domain.help.get(one, "") for one in domain.scenarios})
+        section(f"Baselines of {name}", {one: domain.help.get(one, "") for one in domain.baselines})
+    return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs outlive the process: a second run of the same shape starts at once.
+
+    Must come before jax is imported. `DGFRL_CACHE_DIR` names the folder; jax's own variables are respected.
+    """
+    own = os.environ.get("DGFRL_CACHE_DIR")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if own:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = own
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user / "dynamic-graph-fed-rl" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

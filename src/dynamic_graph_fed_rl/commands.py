@@ -1,0 +1,266 @@
+"""What the commands do once their options are known. Imports jax; `cli.py` does not."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dynamic_graph_fed_rl.environments.spec import Spec
+from dynamic_graph_fed_rl.evaluation.evaluate import (
+    TRAINING_STREAM,
+    LearnedPolicy,
+    evaluation_keys,
+    stream_key,
+)
+from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, metric_infos
+from dynamic_graph_fed_rl.evaluation.report import TERMINAL_WIDTH, comparison_table, write_report
+from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, with_fields
+from dynamic_graph_fed_rl.training import checkpoint, runs
+from dynamic_graph_fed_rl.training.progress import Display, Stop
+from dynamic_graph_fed_rl.training.trainer import Training
+
+# what a shell reports for a command that Ctrl-C ended
+INTERRUPTED = 130
+
+
+def train(
+    experiment: Experiment,
+    out: Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 10,
+    keep: int = 3,
+    console: Console | None = None,
+) -> int:
+    """Train, evaluate on held-out seeds, write the report; returns the exit status.
+
+    Without `out` the folder is `runs/<environment>-<n>`, a new one or, with `resume`, the last one. The first
+    Ctrl-C ends training with a checkpoint, the evaluation and the report so far; a second one ends at once.
+
+    Raises:
+        ValueError: settings that cannot be, or a run folder that does not fit them.
+        FileExistsError: the folder holds something and `resume` is not asked for.
+    """
+    console = console or Console()
+    begun = time.perf_counter()
+    for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: must be at least 1")
+    environment = experiment.environment
+    newest = runs.latest(environment) if resume else None
+    path = out or newest or runs.next_free(environment)
+    built = build(experiment)
+    trainer = built.trainer
+    key = stream_key(TRAINING_STREAM, experiment.seed)
+    found = None
+    if resume:
+        like = eqx.filter_eval_shape(trainer.init, key)
+        run, found = runs.resume(path, experiment, like, lambda text: console.print(f"[yellow]{text}[/]"))
+    else:
+        run = runs.create(path, experiment)
+    before_seconds = sum(row["round_seconds"] for _, row in runs.read_rows(run.metrics))
+    console.print(f"Run folder: {run.path}", soft_wrap=True)
+    done, training = found or (0, None)
+    if found:
+        console.print(f"Going on after round {done} of {experiment.rounds}.")
+
+    with Stop() as stop:
+        display = Display(console, experiment.rounds, trainer.worlds.spec.costs)
+        with display.running(done):
+            training = trainer.init(key) if training is None else training
+            training = runs.learn(
+                run,
+                trainer,
+                training,
+                experiment.rounds,
+                checkpoint_every,
+                keep,
+                display.update,
+                lambda: stop.asked,
+            )
+        stopped = stop.asked
+        # whatever comes next, what was learned so far is reported
+        _conclude(built, run, training, {}, before_seconds + time.perf_counter() - begun)
+        if stopped:
+            console.print(
+                f"Stopped after round {int(training.round)}; the checkpoint is saved, --resume goes on from "
+                "it. Evaluating what was learned; press Ctrl-C again to leave.",
+                soft_wrap=True,
+            )
+        evaluation = _evaluate(built, training, stop, console, stopped)
+        wall_seconds = before_seconds + time.perf_counter() - begun
+        summary = _conclude(built, run, training, evaluation, wall_seconds)
+        _tell(built, run, summary, console)
+        return INTERRUPTED if stop.asked else 0
+
+
+def _evaluate(
+    built: Built, training: Training, stop: Stop, console: Console, stopped: bool
+) -> dict[str, Any]:
+    domain, experiment = built.domain, built.experiment
+    policy = LearnedPolicy(built.trainer.algorithm, training.learners)
+    keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
+    # a stop of the training is not one of the evaluation, which a second signal ends
+    stopping = (lambda: False) if stopped else (lambda: stop.asked)
+    with _progress(console, len(domain.scenarios) * (1 + len(domain.baselines))) as show:
+        return compare(domain, policy, domain.scenarios, keys, show, stopping)
+
+
+def _conclude(
+    built: Built,
+    run: runs.RunFolder,
+    training: Training,
+    evaluation: dict[str, Any],
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """`summary.json` and the report, with what there is."""
+    experiment, trainer, domain = built.experiment, built.trainer, built.domain
+    spec = trainer.worlds.spec
+    rounds = int(training.round)
+    seconds = sorted(row["round_seconds"] for _, row in runs.read_rows(run.metrics))
+    summary = {
+        "environment": experiment.environment,
+        "algorithm": experiment.algorithm,
+        "federation": experiment.federation,
+        "agents": trainer.worlds.agents,
+        "rounds": rounds,
+        "env_steps": rounds * trainer.steps_per_round,
+        # of the median round: the first of a session compiles
+        "env_steps_per_second": trainer.steps_per_round / seconds[len(seconds) // 2] if seconds else None,
+        "wall_seconds": wall_seconds,
+        "first_seed": experiment.first_seed,
+        "evaluation": evaluation,
+    }
+    content = json.dumps({name: value for name, value in summary.items() if value is not None}, indent=1)
+    checkpoint.write_whole(run.summary, content.encode())
+    run.report.mkdir(exist_ok=True)
+    if evaluation and domain.illustrate is not None:
+        policy = LearnedPolicy(trainer.algorithm, training.learners)
+        keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
+        domain.illustrate(run.report, policy, episodes_of(domain, keys))
+    write_report(run.path, metric_infos(spec), spec.headline)
+    return summary
+
+
+def _tell(built: Built, run: runs.RunFolder, summary: dict[str, Any], console: Console) -> None:
+    spec = built.trainer.worlds.spec
+    if summary["evaluation"]:
+        _print_table(summary["evaluation"], spec, console)
+    speed = summary["env_steps_per_second"]
+    if speed is not None:
+        console.print(
+            f"{summary['env_steps']:,} world steps at {speed:,.0f} a second; "
+            f"{summary['wall_seconds']:,.0f} s in all, compilation and evaluation included.",
+            soft_wrap=True,
+        )
+    console.print(f"Report: {run.report / 'report.html'}", soft_wrap=True)
+
+
+def _print_table(evaluation: dict[str, Any], spec: Spec, console: Console) -> None:
+    if not console.is_terminal:
+        console = Console(file=console.file, width=TERMINAL_WIDTH)
+    console.print(comparison_table(evaluation, metric_infos(spec), spec.headline, console.width))
+
+
+@contextmanager
+def _progress(console: Console, steps: int) -> Iterator[Any]:
+    """Yields `show(scenario, controller)`, to be called at the start of each of the steps."""
+    bar = Progress(
+        TextColumn("evaluating {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=steps)
+    started = 0
+
+    def show(scenario: str, controller: str) -> None:
+        nonlocal started
+        bar.update(task, completed=started, description=f"{controller} in {scenario}")
+        started += 1
+
+    with bar:
+        yield show
+
+
+def evaluate(
+    run_dir: Path,
+    scenario: str | None = None,
+    seeds: int | None = None,
+    first_seed: int | None = None,
+    as_json: bool = False,
+) -> int:
+    """Print the comparison of a run's newest checkpoint with every baseline, as a table or as JSON."""
+    run, experiment = runs.open_run(run_dir)
+    changes = {"evaluation_seeds": seeds, "first_seed": first_seed}
+    experiment = replace(experiment, **{name: value for name, value in changes.items() if value is not None})
+    if scenario is not None and any(field.name == "scenarios" for field in fields(experiment.settings)):
+        experiment = with_fields(experiment, {"scenarios": (scenario,)})
+    built, policy = _load(run, experiment)
+    domain = built.domain
+    scenarios = domain.scenarios
+    if scenario is not None:
+        scenarios = {scenario: known("scenario", scenario, dict(scenarios))}
+    keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
+    console = Console(stderr=True)
+    with _progress(console, len(scenarios) * (1 + len(domain.baselines))) as show:
+        evaluation = compare(domain, policy, scenarios, keys, show, lambda: False)
+    if as_json:
+        print(json.dumps(evaluation, indent=1))
+        return 0
+    _print_table(evaluation, built.trainer.worlds.spec, Console())
+    return 0
+
+
+def _load(run: runs.RunFolder, experiment: Experiment) -> tuple[Built, LearnedPolicy]:
+    """The experiment built, and the policy of its newest checkpoint.
+
+    Raises:
+        ValueError: there is no checkpoint yet.
+    """
+    built = build(experiment)
+    like = eqx.filter_eval_shape(built.trainer.init, stream_key(TRAINING_STREAM, experiment.seed))
+    found = checkpoint.newest(run.checkpoints, like, lambda text: print(f"dgfrl: {text}", file=sys.stderr))
+    if found is None:
+        raise ValueError(f"{run.path}: has no checkpoint yet; train it further with --resume")
+    return built, LearnedPolicy(built.trainer.algorithm, found[1].learners)
+
+
+def act(run_dir: Path, snapshot: str | None = None, example: bool = False, as_json: bool = False) -> int:
+    """Print what a run's policy advises for a snapshot, or a valid snapshot to start from.
+
+    `snapshot` is the path of a JSON file, or `-` for standard input.
+    """
+    run, experiment = runs.open_run(run_dir)
+    if not example and snapshot is None:
+        raise ValueError("act: needs --input FILE (- for standard input), or --example to print a valid one")
+    content: Any = None
+    if not example:
+        text = sys.stdin.read() if snapshot == "-" else Path(str(snapshot)).read_text()
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{snapshot}: not JSON: {error}") from error
+    built, policy = _load(run, experiment)
+    advice = built.domain.advice
+    if advice is None:
+        raise ValueError(f"environment '{experiment.environment}': has no advisory use; power-grid has")
+    if example:
+        print(json.dumps(advice.example(), indent=1))
+        return 0
+    result = advice.advise(policy, content)
+    if as_json or not sys.stdout.isatty():
+        print(json.dumps(result, indent=1))
+    else:
+        advice.render(result, Console())
+    return 0

@@ -1,0 +1,101 @@
+"""The graph actor-critic: one network for any number of nodes, edges and action slots."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from dynamic_graph_fed_rl.environments.base import Observation
+from dynamic_graph_fed_rl.environments.spec import Spec
+from dynamic_graph_fed_rl.graph import Graph, masked_mean
+from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
+from dynamic_graph_fed_rl.models.layers import Affine, Perceptron
+from dynamic_graph_fed_rl.models.memory import LeakyBank
+from dynamic_graph_fed_rl.models.message_passing import Encoder
+
+
+class GraphCritic(eqx.Module):
+    """State value from the masked means of node and edge embeddings and the graph's globals."""
+
+    nodes: Affine
+    edges: Affine
+    head: Perceptron
+
+    def __init__(self, key: PRNGKeyArray, node_features: int, spec: Spec, width: int):
+        keys = jax.random.split(key, 3)
+        self.nodes = Affine(keys[0], node_features, width)
+        self.edges = Affine(keys[1], len(spec.edge_features), width)
+        self.head = Perceptron(keys[2], (2 * width + len(spec.global_features), width, 1))
+
+    def __call__(self, graph: Graph) -> Float[Array, "*batch"]:
+        pooled = [
+            masked_mean(jnp.tanh(self.nodes(graph.nodes)), graph.node_mask),
+            masked_mean(jnp.tanh(self.edges(graph.edges)), graph.edge_mask),
+            graph.globals,
+        ]
+        return self.head(jnp.concatenate(pooled, axis=-1))[..., 0]
+
+
+class GraphActorCritic(eqx.Module):
+    """Policy and value over graphs with memory.
+
+    The actor reads, for each slot, the embedding of the node that owns it (or the mean of all, for a slot of the
+    graph as a whole) and the slot's own features; its parameters do not depend on the size of the graph, so
+    agents with unlike regions can share them.
+    """
+
+    memory: LeakyBank
+    encoder: Encoder
+    actor: Perceptron
+    log_std: Float[Array, " size"]
+    critic: GraphCritic
+    discrete: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        spec: Spec,
+        width: int = 32,
+        layers: int = 2,
+        initial_std: float = 0.3,
+        memory: LeakyBank | None = None,
+    ):
+        self.memory = LeakyBank() if memory is None else memory
+        remembered = self.memory.features(len(spec.node_features))
+        encoder_key, actor_key, critic_key = jax.random.split(key, 3)
+        self.encoder = Encoder(
+            encoder_key, remembered, len(spec.edge_features), len(spec.global_features), width, layers
+        )
+        self.actor = Perceptron(
+            actor_key, (width + len(spec.slot_features), width, spec.action_size), last_gain=0.01
+        )
+        self.log_std = jnp.full((spec.action_size,), math.log(initial_std), jnp.float32)
+        self.critic = GraphCritic(critic_key, remembered, spec, width)
+        self.discrete = spec.action == "discrete"
+
+    def initial_memory(self, observation: Observation) -> PyTree:
+        return self.memory.initial(observation)
+
+    def remember(self, memory: PyTree, observation: Observation) -> PyTree:
+        return self.memory.remember(memory, observation)
+
+    def actions(self, memory: PyTree, observation: Observation) -> Gaussian | Categorical:
+        """The distribution over every slot's action, given memory that includes this observation."""
+        graph = self._remembered(memory, observation)
+        hidden = self.encoder(graph)
+        whole = masked_mean(hidden, graph.node_mask)
+        candidates = jnp.concatenate([hidden, whole[..., None, :]], axis=-2)
+        owner = jnp.take_along_axis(candidates, observation.slot_owner[..., None], axis=-2)
+        head = self.actor(jnp.concatenate([owner, observation.slots], axis=-1))
+        if self.discrete:
+            return Categorical(head, observation.action_mask)
+        return Gaussian(head, jnp.broadcast_to(self.log_std, head.shape))
+
+    def value(self, memory: PyTree, observation: Observation) -> Float[Array, "*batch"]:
+        return self.critic(self._remembered(memory, observation))
+
+    def _remembered(self, memory: PyTree, observation: Observation) -> Graph:
+        graph = observation.graph
+        return eqx.tree_at(lambda g: g.nodes, graph, self.memory.read(memory))

@@ -1,0 +1,68 @@
+"""Acting in worlds and keeping what happened."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience
+from dynamic_graph_fed_rl.environments.base import Observation
+from dynamic_graph_fed_rl.environments.worlds import Worlds
+
+AgentMap = Literal["vmap", "map"]
+
+
+def over_agents(function: Callable[..., Any], how: AgentMap) -> Callable[..., Any]:
+    """Apply a one-agent function along the leading axis A of all its arguments.
+
+    On a CPU `vmap` wins for small work an agent and `map` (one after the other) for large; see
+    docs/trainer.md for the measurement behind the default.
+    """
+    if how == "vmap":
+        return jax.vmap(function)
+    return lambda *arguments: jax.lax.map(lambda row: function(*row), arguments)
+
+
+class Actors(eqx.Module):
+    """Where acting left off: memories `[A, B, ...]`, states of the worlds, and the observation to act on."""
+
+    memory: PyTree
+    worlds: PyTree
+    observation: Observation
+
+
+def start(key: PRNGKeyArray, algorithm: Algorithm, worlds: Worlds, learners: PyTree) -> Actors:
+    state, observation = worlds.reset(key)
+    memory = jax.vmap(algorithm.initial_memory)(learners, observation)
+    return Actors(memory, state, observation)
+
+
+def collect(
+    key: PRNGKeyArray,
+    algorithm: Algorithm,
+    worlds: Worlds,
+    learners: PyTree,
+    actors: Actors,
+    decisions: int,
+    agent_map: AgentMap,
+) -> tuple[Actors, Experience, dict[str, Any]]:
+    """`decisions` rows in every world: the actors after them, each agent's experience `[A, T, B, ...]`, and the
+    environment's metrics `[T, B]`."""
+    act = over_agents(algorithm.act, agent_map)
+
+    def decide(actors: Actors, row_key: PRNGKeyArray) -> tuple[Actors, tuple]:
+        act_key, step_key = jax.random.split(row_key)
+        keys = jax.random.split(act_key, worlds.agents)
+        action, memory, extras = act(keys, learners, actors.memory, actors.observation)
+        state, observation, transition = worlds.step(step_key, actors.worlds, action)
+        metrics = transition.info.get("metrics", {})
+        kept = eqx.tree_at(lambda t: t.info, transition, {})
+        return Actors(memory, state, observation), (actors.observation, action, kept, extras, metrics)
+
+    after, rows = jax.lax.scan(decide, actors, jax.random.split(key, decisions))
+    *learner_rows, metrics = rows
+    per_agent = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), learner_rows)
+    return after, Experience(actors.memory, *per_agent), metrics

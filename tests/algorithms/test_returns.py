@@ -1,0 +1,65 @@
+"""Advantages against a NumPy loop over episodes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamic_graph_fed_rl.algorithms.returns import generalised_advantage
+
+advantages = jax.jit(generalised_advantage)
+
+
+def by_definition(reward, value, next_value, terminated, truncated, discount, trace):
+    """Equation 16 of Schulman et al. 2016, summed forwards from every row to the end of its episode."""
+    steps = len(reward)
+    advantage = np.zeros(steps)
+    for t in range(steps):
+        weight = 1.0
+        for k in range(t, steps):
+            ahead = 0.0 if terminated[k] else next_value[k]
+            advantage[t] += weight * (reward[k] + discount * ahead - value[k])
+            if terminated[k] or truncated[k]:
+                break
+            weight *= discount * trace
+    return advantage
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
+def test_against_the_definition(seed, discount, trace):
+    rng = np.random.default_rng(seed)
+    shape = (12, 3)
+    reward, value, next_value = rng.normal(size=(3, *shape))
+    terminated = rng.random(shape) < 0.2
+    truncated = ~terminated & (rng.random(shape) < 0.2)
+    expected = np.stack(
+        [
+            by_definition(*(a[:, i] for a in (reward, value, next_value, terminated, truncated)), discount, trace)
+            for i in range(shape[1])
+        ],
+        axis=1,
+    )
+    floats = [jnp.asarray(a, jnp.float32) for a in (reward, value, next_value)]
+    result = advantages(*floats, jnp.asarray(terminated), jnp.asarray(truncated), discount, trace)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_time_limit_bootstraps_and_an_end_does_not():
+    one, no, yes = jnp.ones((1, 1)), jnp.zeros((1, 1), bool), jnp.ones((1, 1), bool)
+    value, ahead = jnp.full((1, 1), 3.0), jnp.full((1, 1), 10.0)
+    ended = generalised_advantage(one, value, ahead, yes, no, 0.5, 0.9)
+    cut_off = generalised_advantage(one, value, ahead, no, yes, 0.5, 0.9)
+    assert ended.item() == 1 - 3
+    assert cut_off.item() == 1 + 0.5 * 10 - 3
+
+
+def test_trace_one_gives_returns_and_trace_zero_one_step_errors():
+    rng = np.random.default_rng(0)
+    reward, value = jnp.asarray(rng.normal(size=(2, 6)), jnp.float32)
+    ahead = jnp.append(value[1:], 0.0)
+    ends, no = jnp.arange(6) == 5, jnp.zeros(6, bool)
+    full = generalised_advantage(reward, value, ahead, ends, no, 1.0, 1.0)
+    np.testing.assert_allclose(full + value, np.cumsum(reward[::-1])[::-1], rtol=1e-4, atol=1e-5)
+    short = generalised_advantage(reward, value, ahead, ends, no, 1.0, 0.0)
+    np.testing.assert_allclose(short, reward + jnp.where(ends, 0, ahead) - value, rtol=1e-4, atol=1e-5)

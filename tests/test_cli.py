@@ -1,0 +1,240 @@
+"""The command line: help without jax, one clear line for what is wrong, and a whole small run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dynamic_graph_fed_rl.cli import main
+from dynamic_graph_fed_rl.training import checkpoint, runs
+
+SMALL = (
+    "--agents 2 --worlds 4 --decisions-per-round 8 --width 8 --layers 1 --epochs 1 --minibatches 2 "
+    "--time-limit 20 --evaluation-seeds 3"
+).split()
+COMMANDS = ["train", "train power-grid", "train cartpole", "evaluate", "act", "power-flow", "list"]
+
+
+def dgfrl(*words: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dynamic_graph_fed_rl", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def status_of(words: str | list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(words.split() if isinstance(words, str) else words)
+    return int(exit_info.value.code or 0)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_quick_and_needs_no_jax(command) -> None:
+    code = (
+        "import sys; sys.argv[0] = 'dgfrl'; from dynamic_graph_fed_rl.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {'jax', 'equinox', 'numpy', 'matplotlib'} & set(sys.modules), 'slow imports'"
+    )
+    taken = []
+    for _ in range(2):  # the first may write bytecode
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command.split(), "--help"], capture_output=True, text=True
+        )
+        taken.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert f"dgfrl {command}".strip() in done.stdout
+    assert min(taken) < (0.5 if not command else 3.0)
+
+
+def test_help_shows_meanings_and_defaults(capsys) -> None:
+    assert status_of("train power-grid --help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for text in ("--learning-rate FLOAT", "Adam's step size", "(default: 0.001)", "--case STR", "--resume"):
+        assert text in shown
+    assert "--time-limit" not in shown and "--environment" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fly", "command 'fly': unknown; known: train, evaluate, act, power-flow, list"),
+        ("train venus", "environment 'venus': unknown; known: power-grid, cartpole"),
+        ("train", "name an environment first; known: power-grid, cartpole"),
+        ("train cartpole --agents 0", "agents 0: must be at least 1"),
+        ("train cartpole --keep 0", "keep 0: must be at least 1"),
+        ("train power-grid --case ieee14 --agents 15", "has 14 connected buses"),
+        ("train power-grid --case ieee15", "known: ieee14, ieee30, ieee57, ieee118, ieee300"),
+        ("train power-grid --case ieee14 --radius -1", "radius -1: must be at least 0"),
+        ("train cartpole --config absent.yaml", "absent.yaml"),
+        ("train --resume", "name the run's folder with --out"),
+        ("evaluate nowhere", "nowhere: not a run folder"),
+        ("act nowhere --example", "nowhere: not a run folder"),
+        ("power-flow ieee15", "case 'ieee15': unknown; known: ieee14"),
+        ("power-flow absent.m", "absent.m': no such file"),
+        ("power-flow ieee14 --outage 7,x", "outage '7,x': must be branch rows"),
+        ("power-flow ieee14 --outage 21", "outage 21: case 'ieee14' has no such branch row; rows are 1 to 20"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(words, message, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status_of(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("dgfrl: error: ") and captured.err.count("\n") == 1
+    assert captured.out == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--agnts 3", "--federation star", "--agents many"])
+def test_wrong_options_exit_with_2(option, capsys) -> None:
+    assert status_of(f"train cartpole {option}") == 2
+    assert "--agents" in capsys.readouterr().err or option.startswith("--federation")
+
+
+def test_power_flow_json(capsys) -> None:
+    assert status_of("power-flow ieee14 --json") == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["converged"] and len(whole["buses"]) == 14 and len(whole["branches"]) == 20
+    assert status_of("power-flow ieee14 --json --mode dc --outage 3,7") == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert [row["p_from_mw"] == 0.0 for row in cut["branches"]][:7] == [False, False, True, False, False, False, True]
+
+
+def test_power_flow_that_does_not_converge(capsys, tmp_path) -> None:
+    text = (Path(__file__).parents[1] / "examples" / "my_grid.m").read_text()
+    assert "    30   1     85    25 " in text
+    heavy = tmp_path / "heavy.m"
+    heavy.write_text(text.replace("    30   1     85    25 ", "    30   1     8500  2500 "))
+    assert status_of(["power-flow", str(heavy), "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["converged"] is False and result["max_mismatch_pu"] > 1e-3
+
+
+def test_list_names_everything(capsys) -> None:
+    assert status_of("list") == 0
+    shown = capsys.readouterr().out
+    for name in ("power-grid", "cartpole", "ppo", "server", "gossip", "ptdf-redispatch", "outages", "dc-opf"):
+        assert any(line.strip().startswith(f"{name} ") and len(line.split()) > 3 for line in shown.splitlines())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A whole run of 60 rounds, in this process."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert status_of(["train", "cartpole", *SMALL, "--rounds", "60", "--out", str(folder)]) == 0
+    return folder
+
+
+def without_clocks(value):
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if "seconds" not in k and "per_second" not in k}
+        return {k: without_clocks(v) for k, v in kept.items()}
+    return value
+
+
+def repeatable(folder: Path) -> tuple:
+    rows = [without_clocks(row) for _, row in runs.read_rows(folder / "metrics.jsonl")]
+    rounds, arrays = checkpoint.read(checkpoint.checkpoints(folder / "checkpoints")[0])
+    summary = without_clocks(json.loads((folder / "summary.json").read_text()))
+    return rows, rounds, {name: value.tobytes() for name, value in arrays.items()}, summary
+
+
+def test_a_run_leaves_its_folder(finished, capsys) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "run.json", "config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "report"
+    }  # fmt: skip
+    for name in ("report.md", "report.html", "learning_curves.png", "comparison.png"):
+        assert (finished / "report" / name).stat().st_size > 500
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["environment"], summary["algorithm"], summary["federation"]) == ("cartpole", "ppo", "server")
+    assert (summary["agents"], summary["env_steps"], summary["first_seed"]) == (2, 60 * 64, 0)
+    entry = summary["evaluation"]["standard"]
+    assert set(entry) == {
+        "policy", "do-nothing", "random", "lean-correction", "score", "paired_difference"
+    }  # fmt: skip
+    figures = entry["policy"]["episode_return"]
+    assert len(figures["values"]) == 3 and figures["low"] <= figures["iqm"] <= figures["high"]
+    assert entry["random"]["decision_latency_seconds"]["iqm"] > 0
+    assert len(runs.read_rows(finished / "metrics.jsonl")) == 60
+    assert len(checkpoint.checkpoints(finished / "checkpoints")) == 3
+
+
+def test_evaluate_prints_what_the_summary_holds(finished, capsys) -> None:
+    assert status_of(["evaluate", str(finished), "--json"]) == 0
+    evaluation = json.loads(capsys.readouterr().out)
+    stored = json.loads((finished / "summary.json").read_text())["evaluation"]
+    assert without_clocks(evaluation) == without_clocks(stored)
+    assert status_of(["evaluate", str(finished), "--json", "--first-seed", "1", "--scenario", "standard"]) == 0
+    moved = json.loads(capsys.readouterr().out)["standard"]["policy"]["episode_return"]["values"]
+    assert moved[:2] == stored["standard"]["policy"]["episode_return"]["values"][1:]
+    assert status_of(["evaluate", str(finished), "--scenario", "storm"]) == 2
+    assert "scenario 'storm': unknown; known: standard" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_nor_changed(finished, capsys) -> None:
+    before = repeatable(finished)
+    assert status_of(["train", "cartpole", "--out", str(finished)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert status_of(["train", "cartpole", "--out", str(finished), "--resume", "--discount", "0.5"]) == 2
+    assert "discount is 0.9 in this run, not 0.5" in capsys.readouterr().err
+    assert status_of(["act", str(finished), "--example"]) == 2
+    assert "no advisory use" in capsys.readouterr().err
+    assert repeatable(finished) == before
+
+
+def test_a_configuration_file_gives_the_same_run(finished, tmp_path) -> None:
+    config, again = str(finished / "config.yaml"), tmp_path / "again"
+    assert status_of(["train", "--config", config, "--out", str(again)]) == 0
+    assert (again / "config.yaml").read_text() == (finished / "config.yaml").read_text()
+    assert repeatable(again) == repeatable(finished)
+    shorter = tmp_path / "shorter"
+    assert status_of(["train", "cartpole", "--config", config, "--rounds", "1", "--out", str(shorter)]) == 0
+    stored = yaml.safe_load((shorter / "config.yaml").read_text())
+    assert (stored["rounds"], stored["width"], stored["environment"]) == (1, 8, "cartpole")
+
+
+def stop_midway(folder: Path, number: signal.Signals, environment: dict[str, str]) -> subprocess.Popen:
+    """Starts a run in a process of its own and sends it a signal after a few rounds."""
+    words = ["train", "cartpole", *SMALL, "--rounds", "3000", "--checkpoint-every", "7", "--out", str(folder)]
+    process = dgfrl(*words, env=environment)
+    deadline = time.monotonic() + 120
+    while len(runs.read_rows(folder / "metrics.jsonl")) < 10:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process
+
+
+def test_killed_and_resumed_is_the_run_never_killed(tmp_path) -> None:
+    environment = dict(os.environ)
+    killed = stop_midway(tmp_path / "killed", signal.SIGKILL, environment)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    for folder, words in (
+        ("killed", ["--resume"]),
+        ("whole", [*SMALL, "--rounds", "3000", "--checkpoint-every", "7"]),
+    ):
+        process = dgfrl("train", "cartpole", *words, "--out", str(tmp_path / folder), env=environment)
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert ("Going on after round" in output) == (folder == "killed")
+    assert repeatable(tmp_path / "killed") == repeatable(tmp_path / "whole")
+
+
+def test_an_interrupt_ends_with_checkpoint_evaluation_and_report(tmp_path) -> None:
+    folder = tmp_path / "run"
+    process = stop_midway(folder, signal.SIGINT, dict(os.environ))
+    output, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Stopped after round" in output and "Traceback" not in errors
+    rows = runs.read_rows(folder / "metrics.jsonl")
+    rounds, _ = checkpoint.read(checkpoint.checkpoints(folder / "checkpoints")[0])
+    assert 10 <= rounds == len(rows) < 3000
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["rounds"] == rounds and "policy" in summary["evaluation"]["standard"]
+    assert "Learning" in (folder / "report" / "report.md").read_text()

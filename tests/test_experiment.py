@@ -1,0 +1,173 @@
+"""Typed configuration: YAML and back, names with hints, and what is refused before anything is compiled."""
+
+from dataclasses import asdict, fields, replace
+
+import jax
+import pytest
+
+from dynamic_graph_fed_rl.algorithms.settings import PPOSettings
+from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
+from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
+from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
+from dynamic_graph_fed_rl.experiment import (
+    Experiment,
+    build,
+    default_experiment,
+    from_yaml,
+    to_yaml,
+    with_fields,
+)
+
+OTHER = {
+    "power-grid": {"case": "ieee57", "scenarios": ("peak",), "line_failure_rate": 0.01, "radius": 2, "agents": 3},
+    "cartpole": {"time_limit": 100, "half_length_m": 0.7, "federation": "gossip", "overlay": "complete"},
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_yaml_round_trip(tmp_path, environment):
+    path = tmp_path / "config.yaml"
+    for values in ({}, OTHER[environment] | {"learning_rate": 3e-4, "seed": 7}):
+        experiment = default_experiment(environment, **values)
+        path.write_text(to_yaml(experiment))
+        assert from_yaml(path) == experiment
+        assert from_yaml(path, environment) == experiment
+
+
+def test_yaml_has_every_field_under_its_own_name():
+    experiment = default_experiment("power-grid")
+    written = {line.split(":")[0] for line in to_yaml(experiment).splitlines() if not line.startswith(("-", " "))}
+    parts = (experiment, experiment.settings, experiment.learning)
+    names = [field.name for part in parts for field in fields(part) if field.name not in ("settings", "learning")]
+    assert written == set(names)
+    # one name for one thing: no part may reuse another's
+    assert len(set(names)) == len(names)
+
+
+def test_a_partial_file_keeps_the_other_defaults(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("environment: power-grid\nrounds: 3\ncase: ieee14\nlearning_rate: 1e-3\n")
+    expected = default_experiment("power-grid", rounds=3, case="ieee14", learning_rate=1e-3)
+    assert from_yaml(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("environment: [", "not YAML"),
+        ("just text", "must hold fields"),
+        ("rounds: 3", "needs 'environment"),
+        ("environment: chess", "'chess': unknown; known: power-grid, cartpole"),
+        ("environment: cartpole\nroundz: 3", "'roundz'.*did you mean rounds"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        from_yaml(path)
+
+
+def test_a_file_for_another_environment_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(default_experiment("cartpole")))
+    with pytest.raises(ValueError, match="is for environment 'cartpole', not 'power-grid'"):
+        from_yaml(path, "power-grid")
+
+
+def test_fields_go_to_the_part_that_has_them():
+    changed = with_fields(default_experiment("power-grid"), {"agents": 2, "radius": 3, "clip": 0.1})
+    assert (changed.agents, changed.settings.radius, changed.learning.clip) == (2, 3, 0.1)
+    untouched = asdict(replace(changed, agents=4, settings=PowerGridSettings(), learning=PPOSettings()))
+    assert untouched == asdict(default_experiment("power-grid"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("learning_rat", "did you mean learning_rate"),
+        ("radios", "did you mean radius"),
+        ("qqqq", "known: .*agents.*radius"),
+        # another environment's setting
+        ("time_limit", "unknown for environment 'power-grid'"),
+        ("settings", "unknown"),
+    ],
+)
+def test_unknown_names_get_a_hint(name, message):
+    with pytest.raises(ValueError, match=message):
+        with_fields(default_experiment("power-grid"), {name: 1})
+
+
+@pytest.mark.parametrize("name", ["agents", "rounds", "decisions_per_round", "worlds", "evaluation_seeds"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_one_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} {value}: must be at least 1"):
+        default_experiment("power-grid", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": -1}, "seed -1"),
+        ({"first_seed": -3}, "seed -3"),
+        ({"worlds": 10, "minibatches": 4}, "minibatches 4: must divide the number of worlds"),
+    ],
+)
+def test_other_impossible_experiments_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        default_experiment("power-grid", **values)
+
+
+def test_settings_must_be_those_of_the_environment():
+    with pytest.raises(ValueError, match="'power-grid' takes PowerGridSettings, not CartPoleSettings"):
+        Experiment(settings=CartPoleSettings(), environment="power-grid")
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    """Fails as soon as a program would be compiled for more than moving constants."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("compiled before the settings were checked")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+    monkeypatch.setattr(jax, "vmap", refuse)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"case": "ieee14", "agents": 15}, "15 agents.*14"),
+        ({"case": "ieee15"}, "'ieee15': unknown; known: ieee14, ieee30, ieee57, ieee118, ieee300"),
+        ({"case": "ieee14", "radius": -1}, "radius -1"),
+        ({"partition": "five-zones"}, "'five-zones'.*ieee118-4, nrel-3"),
+        ({"partition": "nrel-3", "agents": 4}, "3 regions.*4 agents"),
+        ({"case": "ieee14", "scenarios": ("normal", "flood")}, "'flood': unknown; known: normal, peak, outages"),
+        ({"case": "ieee14", "scenarios": ()}, "scenarios: at least one of"),
+        ({"case": "ieee14", "renewable_share": 1.5}, "renewable_share 1.5"),
+        ({"case": "ieee14", "step_s": 0.0}, "step_s 0.0: must be above 0"),
+        ({"case": "ieee14", "decision_interval": 0}, "decision_interval 0: must be above 0"),
+        ({"case": "ieee14", "line_failure_rate": -0.1}, "line_failure_rate -0.1"),
+        ({"case": "ieee14", "max_shed": 0.0}, "max_shed 0.0"),
+        ({"case": "ieee14", "max_outages": 1}, "max_outages 1"),
+        ({"case": "ieee14", "profiles": "/nowhere/days.csv"}, "days.csv"),
+        ({"federation": "star"}, "'star': unknown; known: server, gossip, independent, centralised"),
+        ({"federation": "gossip", "overlay": "torus"}, "'torus': unknown; known: complete, ring, random"),
+        ({"aggregator": "median"}, "'median': unknown; known: mean"),
+        ({"algorithm": "sac"}, "'sac': unknown; known: ppo"),
+        ({"observation": "pixels"}, "'pixels': unknown; known: graph, flat"),
+    ],
+)
+def test_impossible_settings_are_refused_before_compilation(nothing_compiles, values, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        build(default_experiment("power-grid", **values))
+
+
+@pytest.mark.parametrize(
+    ("federation", "agents", "kind"),
+    [("server", 3, "Server"), ("gossip", 3, "Gossip"), ("independent", 3, "Independent"), ("centralised", 1, "Independent")],
+)
+def test_federations_are_built_by_name(federation, agents, kind):
+    built = build(default_experiment("cartpole", agents=3, federation=federation, worlds=4))
+    assert type(built.trainer.federation).__name__ == kind
+    assert built.trainer.worlds.agents == built.trainer.federation.agents == agents
