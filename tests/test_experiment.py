@@ -5,6 +5,10 @@ from dataclasses import asdict, fields, replace
 import jax
 import pytest
 
+# imported now, so that what libraries compile on import does not count
+import dynamic_graph_fed_rl.algorithms.ppo
+import dynamic_graph_fed_rl.environments.power_grid.build
+import dynamic_graph_fed_rl.training.trainer  # noqa: F401
 from dynamic_graph_fed_rl.algorithms.settings import PPOSettings
 from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
@@ -125,7 +129,7 @@ def test_settings_must_be_those_of_the_environment():
 
 @pytest.fixture
 def nothing_compiles(monkeypatch):
-    """Fails as soon as a program would be compiled for more than moving constants."""
+    """Fails as soon as a program would be traced."""
 
     def refuse(*arguments, **options):
         raise AssertionError("compiled before the settings were checked")
@@ -165,7 +169,12 @@ def test_impossible_settings_are_refused_before_compilation(nothing_compiles, va
 
 @pytest.mark.parametrize(
     ("federation", "agents", "kind"),
-    [("server", 3, "Server"), ("gossip", 3, "Gossip"), ("independent", 3, "Independent"), ("centralised", 1, "Independent")],
+    [
+        ("server", 3, "Server"),
+        ("gossip", 3, "Gossip"),
+        ("independent", 3, "Independent"),
+        ("centralised", 1, "Independent"),
+    ],
 )
 def test_federations_are_built_by_name(federation, agents, kind):
     built = build(default_experiment("cartpole", agents=3, federation=federation, worlds=4))

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,7 @@ def _train(words: list[str]) -> int:
 
 def _early(words: list[str], name: str) -> str | None:
     """The value of an option that must be known before the others can be parsed."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word == name:
             return following
         if word.startswith(f"{name}="):
@@ -167,9 +168,7 @@ def _power_flow(words: list[str]) -> int:
 
 def _list(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
-        print(
-            "usage: dgfrl list\n\nEnvironments, scenarios, baselines, algorithms, federations, a line each."
-        )
+        print("usage: dgfrl list\n\nEnvironments, scenarios, baselines, algorithms, federations, a line each.")
         return 0
     if words:
         raise ValueError(f"list: takes no options, got '{words[0]}'")

@@ -20,7 +20,7 @@ from dynamic_graph_fed_rl.evaluation.evaluate import (
     evaluation_keys,
     stream_key,
 )
-from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, metric_infos
+from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, judged_by
 from dynamic_graph_fed_rl.evaluation.report import TERMINAL_WIDTH, comparison_table, write_report
 from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, with_fields
 from dynamic_graph_fed_rl.training import checkpoint, runs
@@ -86,9 +86,9 @@ def train(
                 lambda: stop.asked,
             )
         stopped = stop.asked
-        # whatever comes next, what was learned so far is reported
-        _conclude(built, run, training, {}, before_seconds + time.perf_counter() - begun)
         if stopped:
+            # whoever stopped it may not wait for the evaluation
+            _conclude(built, run, training, {}, before_seconds + time.perf_counter() - begun)
             console.print(
                 f"Stopped after round {int(training.round)}; the checkpoint is saved, --resume goes on from "
                 "it. Evaluating what was learned; press Ctrl-C again to leave.",
@@ -101,9 +101,7 @@ def train(
         return INTERRUPTED if stop.asked else 0
 
 
-def _evaluate(
-    built: Built, training: Training, stop: Stop, console: Console, stopped: bool
-) -> dict[str, Any]:
+def _evaluate(built: Built, training: Training, stop: Stop, console: Console, stopped: bool) -> dict[str, Any]:
     domain, experiment = built.domain, built.experiment
     policy = LearnedPolicy(built.trainer.algorithm, training.learners)
     keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
@@ -145,7 +143,7 @@ def _conclude(
         policy = LearnedPolicy(trainer.algorithm, training.learners)
         keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
         domain.illustrate(run.report, policy, episodes_of(domain, keys))
-    write_report(run.path, metric_infos(spec), spec.headline)
+    write_report(run.path, judged_by(spec), spec.headline)
     return summary
 
 
@@ -166,7 +164,7 @@ def _tell(built: Built, run: runs.RunFolder, summary: dict[str, Any], console: C
 def _print_table(evaluation: dict[str, Any], spec: Spec, console: Console) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=TERMINAL_WIDTH)
-    console.print(comparison_table(evaluation, metric_infos(spec), spec.headline, console.width))
+    console.print(comparison_table(evaluation, judged_by(spec), spec.headline, console.width))
 
 
 @contextmanager

@@ -75,7 +75,9 @@ class LocalViews(NamedTuple):
     receivers: Int[np.ndarray, "agents local_edges"]
 
 
-def padded_rows(rows: list[np.ndarray]) -> tuple[Int[np.ndarray, "rows width"], Bool[np.ndarray, "rows width"]]:
+def padded_rows(
+    rows: list[np.ndarray],
+) -> tuple[Int[np.ndarray, "rows width"], Bool[np.ndarray, "rows width"]]:
     """Index lists of unequal length as one array and its mask."""
     width = max((len(row) for row in rows), default=0)
     index = np.zeros((len(rows), width), np.int32)

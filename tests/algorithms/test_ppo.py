@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probes import PROBES
 
 from dynamic_graph_fed_rl.algorithms.ppo import PPO, ReturnScale, build
 from dynamic_graph_fed_rl.algorithms.settings import PPOSettings
@@ -15,7 +16,6 @@ from dynamic_graph_fed_rl.experiment import build as build_experiment
 from dynamic_graph_fed_rl.experiment import default_experiment
 from dynamic_graph_fed_rl.federation.federation import Independent
 from dynamic_graph_fed_rl.training.trainer import Trainer
-from probes import PROBES
 
 ROUNDS = 80
 

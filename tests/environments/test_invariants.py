@@ -203,13 +203,9 @@ def test_compiled_over_a_batch_and_one_world_by_hand_agree(subject):
     b = 2
     with jax.disable_jit():
         alone = environment.step(keys[b], jax.tree.map(lambda leaf: leaf[b], states), action[b])
-    for (path, left), right in zip(
-        jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(batched), strict=True
-    ):
+    for (path, left), right in zip(jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(batched), strict=True):
         if not jnp.issubdtype(left.dtype, jax.dtypes.prng_key):
-            np.testing.assert_allclose(
-                left, right[b], rtol=2e-3, atol=2e-2, err_msg=jax.tree_util.keystr(path)
-            )
+            np.testing.assert_allclose(left, right[b], rtol=2e-3, atol=2e-2, err_msg=jax.tree_util.keystr(path))
 
 
 def test_a_step_is_a_function_of_its_key(subject):
@@ -227,8 +223,7 @@ EXTREMES = (-1.0, 1.0, 0.0, np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5, -0.5)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), only=st.none() | st.sampled_from(EXTREMES))
 def test_no_action_whatever_breaks_the_numbers(subject, seed, only):
-    environment, spec = subject.environment, subject.environment.spec
-    rng = np.random.default_rng(seed)
+    spec, rng = subject.environment.spec, np.random.default_rng(seed)
     t = int(rng.integers(DECISIONS))
     state = jax.tree.map(lambda leaf: leaf[t], subject.states)
     for k in range(4):

@@ -84,7 +84,7 @@ def test_only_what_has_finished_begins_anew_and_its_true_successor_is_kept(owner
     if owners is not None:
         one = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], owners, axis=0), one)
     worlds = Worlds(one, COPIES, owners)
-    step = jax.jit(worlds.step)
+    step = eqx.filter_jit(worlds.step)
     state, observation = worlds.reset(jax.random.key(0))
     action = jnp.zeros((AGENTS, COPIES, 1, 1))
     assert observation.first.all()

@@ -42,9 +42,7 @@ def test_categorical_against_scipy(seed):
     probability = np.exp(distribution.log_probs)
     np.testing.assert_allclose(probability, expected, rtol=1e-5, atol=1e-7)
     assert (probability[~mask] == 0).all()
-    np.testing.assert_allclose(
-        distribution.entropy(), stats.entropy(expected, axis=-1), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(distribution.entropy(), stats.entropy(expected, axis=-1), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(distribution.mode(), expected.argmax(-1))
     action = distribution.sample(jax.random.key(seed))
     assert np.take_along_axis(mask, np.asarray(action)[..., None], axis=-1).all()

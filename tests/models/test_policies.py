@@ -139,9 +139,7 @@ def test_the_order_of_nodes_and_edges_changes_nothing(network, seed):
 def test_slots_are_treated_alike(network):
     observation = random_observation(0)
     order = np.array([3, 1, 0, 2])
-    shuffled = replace(
-        observation, slots=observation.slots[:, order], slot_owner=observation.slot_owner[:, order]
-    )
+    shuffled = replace(observation, slots=observation.slots[:, order], slot_owner=observation.slot_owner[:, order])
     embedding, action, value = answers(network, observation)
     assert_same(answers(network, shuffled), (embedding, action[:, order], value))
 
@@ -151,9 +149,7 @@ def test_a_dead_edge_carries_nothing(network):
     graph = observation.graph
     dead = graph.edge_mask.at[:, 0].set(False)
     quiet = replace(observation, graph=replace(graph, edge_mask=dead))
-    loud = replace(
-        observation, graph=replace(graph, edge_mask=dead, edges=graph.edges.at[:, 0].set(50.0))
-    )
+    loud = replace(observation, graph=replace(graph, edge_mask=dead, edges=graph.edges.at[:, 0].set(50.0)))
     assert_same(answers(network, quiet), answers(network, loud))
     alive = replace(observation, graph=replace(graph, edge_mask=graph.edge_mask.at[:, 0].set(True)))
     assert np.abs(answers(network, quiet)[0] - answers(network, alive)[0]).max() > 1e-3

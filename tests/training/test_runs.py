@@ -106,9 +106,9 @@ def test_nothing_is_overwritten(tmp_path) -> None:
 
 def test_a_changed_field_is_named(tmp_path) -> None:
     runs.create(tmp_path, TINY)
-    learning = dataclasses.replace(TINY.learning, clip=0.3)
+    learning = dataclasses.replace(TINY.learning, clip=0.37)
     changed = dataclasses.replace(TINY, learning=learning)
-    with pytest.raises(ValueError, match=r"clip is 0\.2 in this run, not 0\.3"):
+    with pytest.raises(ValueError, match=r"clip is .* in this run, not 0\.37"):
         runs.resume(tmp_path, changed, None, refuse)
     assert runs.first_difference(TINY, TINY) is None
 

@@ -50,5 +50,3 @@ class Algorithm(eqx.Module):
 
     @abc.abstractmethod
     def with_shared(self, learner: PyTree, shared: PyTree) -> PyTree: ...
-
-

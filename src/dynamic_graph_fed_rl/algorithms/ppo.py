@@ -5,6 +5,7 @@ Each action slot is clipped on its own likelihood ratio with the agent's advanta
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,7 +44,9 @@ class ReturnScale(eqx.Module):
         rate = (1 - memory) / weight
         location, spread = robust_moments(returns)
         return ReturnScale(
-            self.location + rate * (location - self.location), self.spread + rate * (spread - self.spread), weight
+            self.location + rate * (location - self.location),
+            self.spread + rate * (spread - self.spread),
+            weight,
         )
 
     def standardise(self, returns: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
@@ -90,7 +93,8 @@ class PPO(Algorithm):
 
     def init(self, key: PRNGKeyArray, spec: Spec) -> PPOLearner:
         network = GraphActorCritic(key, spec, self.width, self.layers, self.initial_std)
-        return PPOLearner(network, self._optimiser().init(network), ReturnScale.initial())
+        parameters: Any = network
+        return PPOLearner(network, self._optimiser().init(parameters), ReturnScale.initial())
 
     def initial_memory(self, learner: PPOLearner, observation: Observation) -> PyTree:
         return learner.network.initial_memory(observation)
@@ -170,8 +174,10 @@ class PPO(Algorithm):
         """Clipped surrogate (Schulman et al. 2017, equation 7) a slot, Huber loss of the value, entropy bonus."""
         memory = self._unroll(network, start, observation)
         distribution = network.actions(memory, observation)
-        mask = observation.action_mask if old_log_prob.ndim == observation.action_mask.ndim else (
-            observation.action_mask.any(-1)
+        mask = (
+            observation.action_mask
+            if old_log_prob.ndim == observation.action_mask.ndim
+            else (observation.action_mask.any(-1))
         )
         active = mask / jnp.maximum(mask.sum(), 1)
         log_ratio = distribution.log_prob(action) - old_log_prob
@@ -202,9 +208,7 @@ class PPO(Algorithm):
     def _optimiser(self) -> optax.GradientTransformation:
         steps = self.decay_rounds * (self.epochs * self.minibatches)
         rate = lambda count: self.learning_rate * jnp.maximum(1 - count / steps, 0.0)  # noqa: E731
-        return optax.chain(
-            optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5)
-        )
+        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
 
 
 def build(settings: PPOSettings, rounds: int) -> PPO:

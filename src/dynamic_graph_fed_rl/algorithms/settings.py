@@ -9,9 +9,9 @@ class PPOSettings:
 
     learning_rate: float = 1e-3
     """Adam's step size; falls linearly to 0 over the run."""
-    discount: float = 0.9
+    discount: float = 0.99
     """Weight of the next decision's value (gamma)."""
-    trace: float = 0.9
+    trace: float = 0.95
     """Mixing of one-step and full returns (lambda of generalised advantage estimation)."""
     clip: float = 0.2
     """How far a slot's likelihood ratio may move before its gradient stops."""
@@ -21,13 +21,13 @@ class PPOSettings:
     """Weight of the critic's error."""
     max_gradient_norm: float = 0.5
     """Gradients are scaled down to this global norm."""
-    epochs: int = 3
+    epochs: int = 4
     """Passes over a round's experience."""
     minibatches: int = 4
     """Parts of a pass; worlds are divided among them."""
     width: int = 32
     """Width of the hidden layers."""
-    layers: int = 2
+    layers: int = 1
     """Message-passing layers."""
     initial_std: float = 0.1
     """Standard deviation of exploration at the start, continuous actions, of a range of [-1, 1]."""

@@ -24,8 +24,8 @@ class Advice(Protocol):
         """A valid snapshot."""
         ...
 
-    def advise(self, policy: Controller, snapshot: Mapping[str, Any]) -> dict[str, Any]:
-        """What the policy would do, in plain numbers.
+    def advise(self, policy: Controller, snapshot: Any) -> dict[str, Any]:
+        """What the policy would do, in plain numbers; `snapshot` is any JSON.
 
         Raises:
             ValueError: naming the entry of the snapshot and what would be right.

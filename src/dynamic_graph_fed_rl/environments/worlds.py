@@ -54,9 +54,7 @@ class Worlds(eqx.Module):
         state, observation = eqx.filter_vmap(lambda e, k: jax.vmap(e.reset)(k))(self.environment, keys)
         return state, _drop_agent_axis(observation)
 
-    def advance(
-        self, keys: Key[Array, "*worlds"], state: PyTree, action: Array
-    ) -> tuple[PyTree, Transition]:
+    def advance(self, keys: Key[Array, "*worlds"], state: PyTree, action: Array) -> tuple[PyTree, Transition]:
         """One decision in every world, a key each; what has finished stays finished."""
         if self.owners is None:
             state, transition = jax.vmap(self.environment.step, in_axes=(0, 0, 1))(keys, state, action)
@@ -102,4 +100,3 @@ def _agents_first(tree: PyTree) -> PyTree:
 
 def _drop_agent_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[:, :, 0], tree)
-

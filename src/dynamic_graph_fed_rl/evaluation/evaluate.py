@@ -18,7 +18,7 @@ from dynamic_graph_fed_rl.environments.worlds import Worlds
 TRAINING_STREAM, EVALUATION_STREAM = 0, 1
 
 
-def stream_key(stream: int, seed: int) -> PRNGKeyArray:
+def stream_key(stream: int, seed: int | Int[Array, ""]) -> PRNGKeyArray:
     """The key of a seed in one of the two streams."""
     return jax.random.fold_in(jax.random.key(stream), seed)
 
@@ -32,9 +32,7 @@ class LearnedPolicy(Controller):
     def initial_memory(self, state: PyTree, observation: Observation) -> PyTree:
         return jax.vmap(self.algorithm.initial_memory)(self.learners, observation)
 
-    def act(
-        self, key: PRNGKeyArray, memory: PyTree, state: PyTree, observation: Observation
-    ) -> tuple[Array, PyTree]:
+    def act(self, key: PRNGKeyArray, memory: PyTree, state: PyTree, observation: Observation) -> tuple[Array, PyTree]:
         act = lambda learner, kept, seen: self.algorithm.act(None, learner, kept, seen)  # noqa: E731
         action, memory, _ = jax.vmap(act)(self.learners, memory, observation)
         return action, memory
@@ -43,13 +41,9 @@ class LearnedPolicy(Controller):
 # Compiled apart, so that the environment's step, by far the largest program, is compiled once for all
 # controllers and scenarios of a shape instead of once for each controller.
 @eqx.filter_jit
-def begin(
-    environment: Environment, owners: int | None, keys: Key[Array, " seeds"]
-) -> tuple[PyTree, Observation]:
+def begin(environment: Environment, owners: int | None, keys: Key[Array, " seeds"]) -> tuple[PyTree, Observation]:
     """The first state and observation of an episode a key."""
-    return Worlds(environment, keys.shape[0], owners).begin(
-        _world_keys(owners, keys, jnp.zeros((), jnp.int32))
-    )
+    return Worlds(environment, keys.shape[0], owners).begin(_world_keys(owners, keys, jnp.zeros((), jnp.int32)))
 
 
 @eqx.filter_jit
@@ -82,9 +76,7 @@ def _finish(environment: Environment, owners: int | None, totals: dict[str, Arra
     return jax.tree.map(lambda leaf: leaf.mean(0), episode)
 
 
-def _world_keys(
-    owners: int | None, keys: Key[Array, " seeds"], index: Int[Array, ""]
-) -> Key[Array, "*owners_seeds"]:
+def _world_keys(owners: int | None, keys: Key[Array, " seeds"], index: Int[Array, ""]) -> Key[Array, "*owners_seeds"]:
     per_seed = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
     return per_seed if owners is None else jax.vmap(lambda key: jax.random.split(key, owners))(per_seed).T
 

@@ -11,21 +11,17 @@ from jaxtyping import Array, Key, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Controller, Environment, Observation
 from dynamic_graph_fed_rl.environments.domain import Domain
-from dynamic_graph_fed_rl.environments.spec import Spec
+from dynamic_graph_fed_rl.environments.spec import Metric, Spec
 from dynamic_graph_fed_rl.evaluation.evaluate import begin, decide, play, run_episodes
-from dynamic_graph_fed_rl.evaluation.statistics import POLICY, Metric, summarise_scenario
+from dynamic_graph_fed_rl.evaluation.statistics import POLICY, summarise_scenario
 
 LATENCY = Metric("decision_latency_seconds", "decision latency", "s")
 _TIMED_SEEDS, _CALLS_A_SEED = 20, 5
 
 
-def metric_infos(spec: Spec) -> list[Metric]:
+def judged_by(spec: Spec) -> list[Metric]:
     """The environment's metrics, and how long a decision takes."""
-    own = [
-        Metric(one.name, one.label, "" if one.unit == "1" else one.unit, one.lower_is_better)
-        for one in spec.metrics
-    ]
-    return [*own, LATENCY]
+    return [*spec.metrics, LATENCY]
 
 
 def compare(

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.evaluation.network_plots import NetworkMap, Timeline, draw_network, draw_timeline
 from dynamic_graph_fed_rl.evaluation.plots import (
     compact,
@@ -23,7 +24,6 @@ from dynamic_graph_fed_rl.evaluation.plots import (
     no_score_because,
     ordered_controllers,
 )
-from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.evaluation.statistics import DO_NOTHING, POLICY
 
 if TYPE_CHECKING:

@@ -22,12 +22,14 @@ class GraphCritic(eqx.Module):
     nodes: Affine
     edges: Affine
     head: Perceptron
+    direct: Affine
 
     def __init__(self, key: PRNGKeyArray, node_features: int, spec: Spec, width: int):
         keys = jax.random.split(key, 3)
         self.nodes = Affine(keys[0], node_features, width)
         self.edges = Affine(keys[1], len(spec.edge_features), width)
         self.head = Perceptron(keys[2], (2 * width + len(spec.global_features), width, 1))
+        self.direct = Affine(keys[2], len(spec.global_features), 1, gain=0.0)
 
     def __call__(self, graph: Graph) -> Float[Array, "*batch"]:
         pooled = [
@@ -35,20 +37,22 @@ class GraphCritic(eqx.Module):
             masked_mean(jnp.tanh(self.edges(graph.edges)), graph.edge_mask),
             graph.globals,
         ]
-        return self.head(jnp.concatenate(pooled, axis=-1))[..., 0]
+        return (self.head(jnp.concatenate(pooled, axis=-1)) + self.direct(graph.globals))[..., 0]
 
 
 class GraphActorCritic(eqx.Module):
     """Policy and value over graphs with memory.
 
     The actor reads, for each slot, the embedding of the node that owns it (or the mean of all, for a slot of the
-    graph as a whole) and the slot's own features; its parameters do not depend on the size of the graph, so
+    graph as a whole) and the slot's own features, these also through a linear map straight to the action ("wide and
+    deep", Cheng et al. 2016): rules that are linear in what a slot sees are found in a few rounds. Its parameters do not depend on the size of the graph, so
     agents with unlike regions can share them.
     """
 
     memory: LeakyBank
     encoder: Encoder
     actor: Perceptron
+    direct: Affine
     log_std: Float[Array, " size"]
     critic: GraphCritic
     discrete: bool = eqx.field(static=True)
@@ -71,6 +75,7 @@ class GraphActorCritic(eqx.Module):
         self.actor = Perceptron(
             actor_key, (width + len(spec.slot_features), width, spec.action_size), last_gain=0.01
         )
+        self.direct = Affine(actor_key, len(spec.slot_features), spec.action_size, gain=0.0)
         self.log_std = jnp.full((spec.action_size,), math.log(initial_std), jnp.float32)
         self.critic = GraphCritic(critic_key, remembered, spec, width)
         self.discrete = spec.action == "discrete"
@@ -88,7 +93,7 @@ class GraphActorCritic(eqx.Module):
         whole = masked_mean(hidden, graph.node_mask)
         candidates = jnp.concatenate([hidden, whole[..., None, :]], axis=-2)
         owner = jnp.take_along_axis(candidates, observation.slot_owner[..., None], axis=-2)
-        head = self.actor(jnp.concatenate([owner, observation.slots], axis=-1))
+        head = self.actor(jnp.concatenate([owner, observation.slots], axis=-1)) + self.direct(observation.slots)
         if self.discrete:
             return Categorical(head, observation.action_mask)
         return Gaussian(head, jnp.broadcast_to(self.log_std, head.shape))

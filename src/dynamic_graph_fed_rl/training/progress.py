@@ -86,9 +86,7 @@ class Display:
         if not self._console.is_terminal:
             every = max(1, self._rounds // _LINES_A_RUN)
             if done % every == 0 or done == self._rounds:
-                self._console.print(
-                    f"round {done}/{self._rounds}  {figures}", highlight=False, soft_wrap=True
-                )
+                self._console.print(f"round {done}/{self._rounds}  {figures}", highlight=False, soft_wrap=True)
 
     def figures(self, row: Mapping[str, Any]) -> str:
         """Speed, mean return and costs of a round, for people."""

@@ -77,9 +77,7 @@ def create(path: Path, experiment: Experiment) -> RunFolder:
         FileExistsError: the folder holds something, which is never overwritten.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(
-            f"{path}: exists already; go on with it by --resume, or name another with --out"
-        )
+        raise FileExistsError(f"{path}: exists already; go on with it by --resume, or name another with --out")
     path.mkdir(parents=True, exist_ok=True)
     return _begin(path, experiment)
 
@@ -121,9 +119,7 @@ def resume(
     Raises:
         ValueError: the folder's configuration is not the experiment's; names the first field that differs.
     """
-    started = path.is_dir() and any(
-        not name.name.startswith(("run.json", "config.yaml.")) for name in path.iterdir()
-    )
+    started = path.is_dir() and any(not name.name.startswith(("run.json", "config.yaml.")) for name in path.iterdir())
     if not started:
         warn(f"{path}: nothing to resume there, starting the run")
         path.mkdir(parents=True, exist_ok=True)

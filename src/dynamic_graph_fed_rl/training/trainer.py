@@ -68,9 +68,7 @@ class Trainer(eqx.Module):
             self.agent_map,
         )
         learn = over_agents(self.algorithm.learn, self.agent_map)
-        learned, learning_metrics = learn(
-            jax.random.split(learn_key, agents), training.learners, experience
-        )
+        learned, learning_metrics = learn(jax.random.split(learn_key, agents), training.learners, experience)
         learners = select(plan.active, learned, training.learners)
 
         shared = jax.vmap(self.algorithm.shared)(learners)

@@ -124,7 +124,11 @@ def test_scenarios_by_name():
 
 def test_built_in_profiles_are_a_day():
     profiles = built_in_profiles()
-    load, wind, solar = np.asarray(profiles.load[0, :, 0]), np.asarray(profiles.wind[0]), np.asarray(profiles.solar[0])
+    load, wind, solar = (
+        np.asarray(profiles.load[0, :, 0]),
+        np.asarray(profiles.wind[0]),
+        np.asarray(profiles.solar[0]),
+    )
     assert load.min() == 0 and load.max() == 1
     assert 16 * 60 < load.argmax() < 22 * 60 and load.argmin() < 6 * 60
     assert (solar[: 6 * 60] == 0).all() and (solar[20 * 60 :] == 0).all()
@@ -190,7 +194,9 @@ def test_weather_is_a_stationary_first_order_process(minutes):
         for i in range(a.shape[1]):
             assert stats.kstest(b[:, i], "norm").pvalue > 1e-4
             # five standard errors of a correlation
-            assert np.corrcoef(a[:, i], b[:, i])[0, 1] == pytest.approx(kept[i], abs=5 * (1 - kept[i] ** 2) / 63 + 1e-3)
+            assert np.corrcoef(a[:, i], b[:, i])[0, 1] == pytest.approx(
+                kept[i], abs=5 * (1 - kept[i] ** 2) / 63 + 1e-3
+            )
             assert np.corrcoef(b[:, i] - mean[:, i], a[:, i])[0, 1] == pytest.approx(0, abs=5 / 63)
     # farms share half of their variance
     assert np.corrcoef(start.farm[:, 0], start.farm[:, 1])[0, 1] == pytest.approx(0.5, abs=0.08)

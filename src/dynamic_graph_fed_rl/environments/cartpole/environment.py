@@ -48,7 +48,7 @@ class CartPole(Environment):
                 Column("pole_angle", "rad"),
                 Column("pole_angular_velocity", "rad/s"),
             ),
-            metrics=(Metric("episode_return", "return", "1", lower_is_better=False),),
+            metrics=(Metric("episode_return", "return", lower_is_better=False),),
             headline="episode_return",
             episode_decisions=self.time_limit,
         )

@@ -95,7 +95,7 @@ class GridAdvice:
                 return [int(line) + 1]
         return []
 
-    def advise(self, policy: Controller, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    def advise(self, policy: Controller, snapshot: Any) -> dict[str, Any]:
         """Set-points for the coming decision, what limits them, and the power flow that is expected to follow.
 
         Raises:
@@ -103,9 +103,7 @@ class GridAdvice:
         """
         state = _state(self.environment, self._read(snapshot))
         if bool(state.network.dark):
-            raise ValueError(
-                "snapshot: this state is a blackout (no power flow, or most of the load cut off)"
-            )
+            raise ValueError("snapshot: this state is a blackout (no power flow, or most of the load cut off)")
         found = jax.device_get(_advised(self.environment, policy, state))
         units, case = self.environment.units, self.case
         kinds = np.where(units.wind, "wind", np.where(units.solar, "solar", "thermal"))
@@ -194,9 +192,7 @@ class GridAdvice:
         for key, bus, value in _entries(snapshot, "load_mw", places, f"a bus of case '{case.name}'"):
             if nominal[bus] == 0 or value / nominal[bus] < 0:
                 right = "has no load" if nominal[bus] == 0 else f"must have the sign of {nominal[bus]:g}"
-                raise ValueError(
-                    f"snapshot load_mw '{key}' {value:g}: in case '{case.name}' this bus {right}"
-                )
+                raise ValueError(f"snapshot load_mw '{key}' {value:g}: in case '{case.name}' this bus {right}")
             level[bus] = value / nominal[bus]
         units = {str(row + 1): unit for unit, row in enumerate(self.unit_row)}
         capacity = np.asarray(environment.units.p_max_mw)
@@ -205,9 +201,7 @@ class GridAdvice:
             for key, unit, value in _entries(snapshot, name, units, "a unit (row of the generator table)"):
                 # a snapshot is rounded, capacity is not
                 if not 0 <= value <= capacity[unit] + _SAME_MW:
-                    raise ValueError(
-                        f"snapshot {name} '{key}' {value:g}: must lie between 0 and {capacity[unit]:g}"
-                    )
+                    raise ValueError(f"snapshot {name} '{key}' {value:g}: must lie between 0 and {capacity[unit]:g}")
                 into[unit] = min(value, capacity[unit])
         return _Snapshot(
             minute=jnp.asarray(minute),
@@ -225,8 +219,7 @@ class GridAdvice:
         for row in rows:
             if isinstance(row, bool) or not isinstance(row, int) or not 1 <= row <= case.branches:
                 raise ValueError(
-                    f"snapshot lines_out {row!r}: must be a branch row of case '{case.name}', "
-                    f"1 to {case.branches}"
+                    f"snapshot lines_out {row!r}: must be a branch row of case '{case.name}', 1 to {case.branches}"
                 )
             out[row - 1] = case.closed[row - 1]
         most = self.environment.grid.max_outages
@@ -297,7 +290,7 @@ def _state(environment: PowerGrid, snapshot: _Snapshot) -> GridState:
         lower = jnp.where(given, known, jnp.minimum(units.p_min_mw, running))
         return jnp.clip(units.dispatch(demand, running)[0], lower, jnp.where(given, known, running))
 
-    def settle(_: int, network: Network) -> Network:
+    def settle(_: Int[Array, ""], network: Network) -> Network:
         return world_step(
             grid, network, Injections(asked(network), available, level, no_shed), jnp.asarray(_NEVER_STEPS)
         )

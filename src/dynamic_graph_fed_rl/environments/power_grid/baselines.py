@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from dynamic_graph_fed_rl.environments.base import Controller, Environment, Observation
+from dynamic_graph_fed_rl.environments.base import Controller, Observation
 from dynamic_graph_fed_rl.environments.power_grid.dispatch import dc_opf, redistribute
 from dynamic_graph_fed_rl.environments.power_grid.environment import PowerGrid
 from dynamic_graph_fed_rl.environments.power_grid.observation import signals
@@ -106,22 +106,22 @@ class PTDFRedispatch(GridBaseline):
     The way of a control room's redispatch tool: for the worst line of the forecast, the pair of units with the
     most relief a dollar is moved, up and down by the same amount, until the line is back at `target_loading` or
     one of the pair is at its limit or out of reach of its ramp; then the next line, `moves` times. If lines stay
-    above `shed_loading`, loads are shed where that relieves the worst of them most. Thresholds: tuned on training
-    seeds by benchmarks/tune_baselines.py.
+    above `shed_loading`, loads are shed where that relieves the worst of them most. The first two
+    thresholds are tuned on training seeds by benchmarks/tune_baselines.py.
     """
 
-    idle_loading: float = 0.98
-    target_loading: float = 0.97
-    shed_loading: float = 1.5
+    idle_loading: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.96)
+    target_loading: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.96)
+    shed_loading: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=1.5)
     moves: int = eqx.field(static=True, default=12)
 
     def decide(self, key, memory, state):
         environment = self.environment
         units, grid, network, outlook = environment.units, environment.grid, state.network, state.outlook
         rating = jnp.where(network.closed, grid.rating_mva, jnp.inf)
-        ahead = signals(environment, state).loading_ahead
+        ahead = signals(environment, state)
         # the direction of the flow under the schedule, in MVA so that loading is compared with the rating
-        flow = ahead * grid.rating_mva * jnp.sign(network.p_from_mw)
+        flow = ahead.loading_ahead * grid.rating_mva * jnp.sign(ahead.p_ahead_mw)
         flow = jnp.where(jnp.isfinite(grid.rating_mva), flow, 0.0)
         reach = units.ramp_mw_per_min * environment.minutes
         lower = jnp.maximum(jnp.minimum(units.p_min_mw, outlook.available_mw), state.set_point_mw - reach)
@@ -147,7 +147,9 @@ class PTDFRedispatch(GridBaseline):
             best = jnp.argmax(jnp.where(usable, gain / price, -jnp.inf))
             up, down = jnp.unravel_index(best, gain.shape)
             excess = (loading[line] - self.target_loading) * rating[line]
-            amount = jnp.minimum(excess / jnp.maximum(gain[up, down], 1e-6), jnp.minimum(up_room[up], down_room[down]))
+            amount = jnp.minimum(
+                excess / jnp.maximum(gain[up, down], 1e-6), jnp.minimum(up_room[up], down_room[down])
+            )
             amount = jnp.where(usable.any() & (loading[line] > self.idle_loading), amount, 0.0)
             amount = jnp.maximum(amount, 0.0)
             step = jnp.zeros_like(target).at[up].add(amount).at[down].add(-amount)
@@ -174,7 +176,7 @@ class DCOptimalPowerFlow(GridBaseline):
     limits are reduced to what the lines' present reactive power leaves.
     """
 
-    margin: float = 0.98
+    margin: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.94)
 
     def decide(self, key, memory, state):
         environment = self.environment
@@ -193,7 +195,9 @@ class DCOptimalPowerFlow(GridBaseline):
         running = network.live[units.bus]
         reach = units.ramp_mw_per_min * environment.minutes
         available = jnp.where(running, outlook.available_mw, 0.0)
-        lower = jnp.minimum(jnp.maximum(jnp.minimum(units.p_min_mw, available), state.set_point_mw - reach), available)
+        lower = jnp.minimum(
+            jnp.maximum(jnp.minimum(units.p_min_mw, available), state.set_point_mw - reach), available
+        )
         upper = jnp.maximum(jnp.minimum(available, state.set_point_mw + reach), lower)
         demand = outlook.schedule_mw.sum()
         target, _, _ = dc_opf(

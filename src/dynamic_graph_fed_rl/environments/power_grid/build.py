@@ -88,16 +88,16 @@ def build_grid(settings: PowerGridSettings, agents: int, training: bool) -> Powe
         solar=jnp.asarray(fleet.solar),
     )
     profiles = (
-        built_in_profiles() if settings.profiles is None else read_profiles(settings.profiles, case.bus_number)
+        built_in_profiles()
+        if settings.profiles is None
+        else read_profiles(settings.profiles, case.bus_number)
     )
     kinds = stack_scenarios(settings.scenarios)
     if settings.line_failure_rate is not None:
         rate = jnp.full_like(kinds.line_failure_rate, settings.line_failure_rate)
         kinds = eqx.tree_at(lambda k: k.line_failure_rate, kinds, rate)
     if settings.observation == "flat":
-        view = FlatView(
-            jnp.zeros(layout.mask.shape, jnp.int32), case.buses, len(fleet.bus), len(shed_bus)
-        )
+        view = FlatView(jnp.zeros(layout.mask.shape, jnp.int32), case.buses, len(fleet.bus), len(shed_bus))
     else:
         actuator_bus = np.concatenate([fleet.bus, shed_bus])
         view = _graph_view(case, region, settings.radius, layout, actuator_bus)
@@ -125,7 +125,9 @@ def regions(case: Case, name: str, agents: int) -> Int[np.ndarray, " buses"]:
     """The region of every bus: a known partition that fits the number of agents, or a computed one."""
     known = {key: value for key, value in known_partitions(case).items() if value.max() + 1 == agents}
     if agents > case.live.sum():
-        raise ValueError(f"{agents} agents, but case '{case.name}' has {case.live.sum()} connected buses to share")
+        raise ValueError(
+            f"{agents} agents, but case '{case.name}' has {case.live.sum()} connected buses to share"
+        )
     if name == "auto":
         return next(iter(known.values())) if known else partition(case, agents)
     chosen = partition(case, name)

@@ -123,11 +123,14 @@ def weathered(
     """The lines at the start of a decision: those repaired return, those struck fail for `repair_steps`."""
     due = (network.repair_steps > 0) & (network.repair_steps <= elapsed_steps)
     # two slots stay free for trips, so that chance alone never ends an episode
-    room = (~network.closed & grid.flow.closed).sum() < grid.max_outages - 2
-    struck = network.closed & faults & room
+    room = grid.max_outages - 2 - (~network.closed & ~due & grid.flow.closed).sum()
+    candidates = network.closed & faults
+    struck = candidates & (jnp.cumsum(candidates) <= room)
     waiting = jnp.maximum(network.repair_steps - elapsed_steps, 0)
     closed = (network.closed | due) & ~struck
-    return _refactored(grid, _switched(network, closed, jnp.where(struck, repair_steps, waiting)), due | struck)
+    return _refactored(
+        grid, _switched(network, closed, jnp.where(struck, repair_steps, waiting)), due | struck
+    )
 
 
 def world_step(
@@ -160,9 +163,7 @@ def world_step(
     start = (network, overloaded, jnp.zeros((), jnp.int32))
     network, _, _ = jax.lax.while_loop(due, trip_and_solve, start)
     above = network.loading > grid.trip_loading
-    return eqx.tree_at(
-        lambda n: n.overload_steps, network, jnp.where(above, network.overload_steps + 1, 0)
-    )
+    return eqx.tree_at(lambda n: n.overload_steps, network, jnp.where(above, network.overload_steps + 1, 0))
 
 
 def _switched(network: Network, closed: Bool[Array, " lines"], repair_steps: Int[Array, " lines"]) -> Network:
@@ -225,9 +226,7 @@ def _solved(grid: GridConstants, network: Network, asked: Injections) -> Network
     demanded = (grid.load_mw * asked.level).sum()
     lost = 1.0 - load.sum() / jnp.maximum(demanded, 1e-6)
     lines_out = (flow.closed & ~network.closed).sum()
-    dark = (
-        network.dark | solution.diverged | (lines_out > grid.max_outages) | (lost > _BLACKOUT_SHARE)
-    )
+    dark = network.dark | solution.diverged | (lines_out > grid.max_outages) | (lost > _BLACKOUT_SHARE)
     flows = flow.branch_flows(solution.theta, solution.v, network.closed)
     p_from, q_from, p_to, q_to = (base * part for part in flows)
     apparent = jnp.sqrt(jnp.maximum(p_from**2 + q_from**2, p_to**2 + q_to**2))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dynamic_graph_fed_rl.environments.base import Environment, Observation, Transition
-from dynamic_graph_fed_rl.environments.spec import Column, Metric, Spec
 from dynamic_graph_fed_rl.environments.power_grid.dynamics import (
     GridConstants,
     Injections,
@@ -30,6 +29,7 @@ from dynamic_graph_fed_rl.environments.power_grid.set_points import (
     shed_share,
 )
 from dynamic_graph_fed_rl.environments.power_grid.state import GridState, Outlook, Units, conditions
+from dynamic_graph_fed_rl.environments.spec import Column, Metric, Spec
 
 VOLTAGE_BAND_PU = (0.94, 1.06)
 METRICS = (
@@ -83,7 +83,8 @@ class PowerGrid(Environment):
     **Observation:** the region and a halo of `radius` hops as a graph; columns in `observation.py`.
 
     **Reward** in (0, 1], the same for all agents: 0.5 safety + 0.3 cost + 0.2 uptime, each within [0, 1]. All
-    three are in units of the merit-order cost of the demand, so that the reward ranks as operating cost does.
+    three are in units of the merit-order cost of the demand, so that the reward ranks as operating cost does. Load
+    cut off from the main island counts in the headline, not in the reward: no action can serve it.
 
     **Termination:** a blackout (divergence, more than half of the load lost, or too many lines out); the reward
     is 0 from then on. Truncated after `episode_decisions`.
@@ -137,7 +138,9 @@ class PowerGrid(Environment):
         day = jax.random.randint(keys[1], (), 0, self.profiles.wind.shape[0])
         minute = jnp.zeros(())
         if self.random_start:
-            minute = jnp.floor(jax.random.uniform(keys[2], maxval=MINUTES_PER_DAY / self.minutes)) * self.minutes
+            minute = (
+                jnp.floor(jax.random.uniform(keys[2], maxval=MINUTES_PER_DAY / self.minutes)) * self.minutes
+            )
         weather = Weather.draw(keys[3], self.grid.load_mw.shape[0], self.units.bus.shape[0])
         level, available = conditions(self.units, self.profiles, scenario, weather, day, minute)
         schedule, _ = self.units.dispatch((self.grid.load_mw * level).sum(), available)
@@ -183,11 +186,15 @@ class PowerGrid(Environment):
         minute = state.minute + self.minutes
         weather = state.weather.after(weather_key, self.minutes, self.units.wind)
         level, available = conditions(self.units, self.profiles, state.kind, weather, state.day, minute)
-        faults = jax.random.bernoulli(fault_key, self._fault_probability(state.kind), self.grid.rating_mva.shape)
+        faults = jax.random.bernoulli(
+            fault_key, self._fault_probability(state.kind), self.grid.rating_mva.shape
+        )
         hours = state.kind.repair_hours * jax.random.uniform(repair_key, minval=0.5, maxval=1.5)
         repair_steps = jnp.ceil(hours * 3600.0 / self.step_s).astype(jnp.int32)
         struck = weathered(self.grid, state.network, faults, repair_steps, self.decision_interval)
-        reference = self._reference_cost(0.5 * (state.level + level), 0.5 * (state.available_mw + available))
+        reference = self._reference_cost(
+            jnp.where(struck.live, 0.5 * (state.level + level), 0.0), 0.5 * (state.available_mw + available)
+        )
 
         def one(network: Network, index: Int[Array, ""]) -> tuple[Network, dict[str, Array]]:
             part = (index + 1) / self.decision_interval
@@ -295,10 +302,13 @@ class PowerGrid(Environment):
         outside = jnp.where(voltage > 0, jnp.maximum(voltage - high, 0) + jnp.maximum(low - voltage, 0), 0.0)
         overload_charge = self.prices.overload * excess.sum()
         unserved_charge = self.prices.unserved * unserved
-        danger = (overload_charge + unserved_charge + _VOLTAGE_PRICE * outside.sum()) / reference
+        # load that a fault has cut off is on the bill, but no action could have served it
+        reachable = jnp.where(network.live, self.grid.load_mw * asked.level, 0.0).sum()
+        refused_charge = self.prices.unserved * jnp.maximum(reachable - network.served_mw.sum(), 0.0)
+        danger = (overload_charge + refused_charge + _VOLTAGE_PRICE * outside.sum()) / reference
         safety = 1.0 / (1.0 + danger / _SAFETY_SCALE)
         thrift = 1.0 - jnp.clip((generation / reference - 1.0) / _COST_SCALE, 0.0, 1.0)
-        uptime = 1.0 / (1.0 + unserved_charge / reference / _UPTIME_SCALE)
+        uptime = 1.0 / (1.0 + refused_charge / reference / _UPTIME_SCALE)
         reward = jnp.where(network.dark, 0.0, 0.5 * safety + 0.3 * thrift + 0.2 * uptime)
         curtailed = jnp.where(self.units.farm, asked.p_max_mw - network.generation_mw, 0.0)
         return {
@@ -318,8 +328,10 @@ class PowerGrid(Environment):
         }
 
     def _secure(self, network: Network) -> Float[Array, ""]:
-        """1 if the loss of any one further line would overload none and cut nobody off (DC screen)."""
+        """1 if the loss of any one further line would overload no other (DC screen; radial lines do not count)."""
         worst = self.grid.flow.n_minus_1_loading(
-            network.p_from_mw, jnp.where(jnp.isfinite(self.grid.rating_mva), self.grid.rating_mva, 0.0), network.outages
+            network.p_from_mw,
+            jnp.where(jnp.isfinite(self.grid.rating_mva), self.grid.rating_mva, 0.0),
+            network.outages,
         )
         return ((worst <= 1.0).all() & ~network.dark).astype(jnp.float32)

@@ -72,4 +72,4 @@ def build_fleet(case: Case, renewable_share: float) -> Fleet:
         p_min[farms], co2[farms] = 0.0, 0.0
         for column in cost:
             column[farms] = 0.0
-    return Fleet(row, case.gen_bus[row], p_min, p_max, *cost, ramp, co2, wind, solar)
+    return Fleet(row, case.gen_bus[row], p_min, p_max, cost[0], cost[1], cost[2], ramp, co2, wind, solar)

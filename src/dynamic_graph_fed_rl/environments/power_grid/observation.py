@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dynamic_graph_fed_rl.environments.base import Observation
-from dynamic_graph_fed_rl.environments.spec import Column
 from dynamic_graph_fed_rl.environments.power_grid.scenarios import MINUTES_PER_DAY
 from dynamic_graph_fed_rl.environments.power_grid.state import GridState
+from dynamic_graph_fed_rl.environments.spec import Column
 from dynamic_graph_fed_rl.graph import Graph, vector_graph
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ GLOBAL_COLUMNS = (
     Column("farm_change_next_hour", "nominal demand"),
     Column("highest_loading", "rating"),
     Column("overload", "100 MVA"),
+    Column("overload_ahead", "100 MVA"),
     Column("lines_out", "slots"),
     Column("price", "50 $/MWh"),
     Column("slack", "100 MW"),
@@ -74,11 +75,12 @@ _UNRATED_MVA = 9999.0
 
 class Signals(eqx.Module):
     """Sensitivities a bus: congestion now and under the schedule [MW of relief-weighted flow a MW injected],
-    marginal losses [MW a MW]; and the loading expected under the schedule a line."""
+    marginal losses [MW a MW]; and the flow [MW] and loading expected under the schedule a line."""
 
     congestion_now: Float[Array, " buses"]
     congestion_ahead: Float[Array, " buses"]
     losses: Float[Array, " buses"]
+    p_ahead_mw: Float[Array, " lines"]
     loading_ahead: Float[Array, " lines"]
 
 
@@ -109,7 +111,7 @@ def signals(environment: "PowerGrid", state: GridState) -> Signals:
     sensitivity = flow.injection_sensitivity(jnp.where(network.closed, weights, 0.0), network.outages)
     share = _marginal_share(environment, state)
     relative = jnp.where(network.live, sensitivity - (sensitivity @ share)[:, None], 0.0)
-    return Signals(relative[0], relative[1], relative[2], loading_ahead)
+    return Signals(relative[0], relative[1], relative[2], p_ahead, loading_ahead)
 
 
 def _marginal_share(environment: "PowerGrid", state: GridState) -> Float[Array, " buses"]:
@@ -163,7 +165,9 @@ class GraphView(eqx.Module):
                 receivers=self.receivers,
                 node_mask=self.node_mask,
                 edge_mask=self.edge_mask & live_edge,
-                globals=jnp.broadcast_to(_global_features(environment, state), (agents, len(GLOBAL_COLUMNS))),
+                globals=jnp.broadcast_to(
+                    _global_features(environment, state, signal), (agents, len(GLOBAL_COLUMNS))
+                ),
             ),
             slots=_slot_features(environment, state, signal),
             slot_owner=self.slot_owner,
@@ -232,7 +236,9 @@ class FlatView(eqx.Module):
         )
 
 
-def _node_features(environment: "PowerGrid", state: GridState, signal: Signals) -> Float[Array, "buses features"]:
+def _node_features(
+    environment: "PowerGrid", state: GridState, signal: Signals
+) -> Float[Array, "buses features"]:
     """`NODE_COLUMNS` but the first, which depends on the viewer."""
     grid, network, units, outlook = environment.grid, state.network, environment.units, state.outlook
 
@@ -278,12 +284,16 @@ def _edge_features(
     )
 
 
-def _global_features(environment: "PowerGrid", state: GridState) -> Float[Array, " features"]:
+def _global_features(
+    environment: "PowerGrid", state: GridState, signal: Signals
+) -> Float[Array, " features"]:
     grid, network, outlook = environment.grid, state.network, state.outlook
     nominal = grid.load_mw.sum()
     turn = 2 * jnp.pi * state.minute / MINUTES_PER_DAY
     farm = environment.units.farm
     excess = jnp.maximum(network.apparent_mva - grid.rating_mva, 0.0)
+    rated = jnp.isfinite(grid.rating_mva)
+    ahead = jnp.where(rated, jnp.maximum(signal.loading_ahead - 1.0, 0.0) * grid.rating_mva, 0.0)
     return jnp.stack(
         [
             jnp.sin(turn),
@@ -294,6 +304,7 @@ def _global_features(environment: "PowerGrid", state: GridState) -> Float[Array,
             jnp.where(farm, outlook.available_hour_mw - state.available_mw, 0.0).sum() / nominal,
             network.loading.max(),
             excess.sum() / 100.0,
+            ahead.sum() / 100.0,
             (grid.flow.closed & ~network.closed).sum() / grid.max_outages,
             outlook.price / 50.0,
             network.slack_mw / 100.0,

@@ -105,8 +105,9 @@ def read_profiles(path: str | Path, load_bus_numbers: Int[np.ndarray, " loads"])
     Raises:
         ValueError: naming the file, and the column or the line that is wrong.
     """
-    lines = [line for line in Path(path).read_text().splitlines() if line.strip()]
-    header = [name.strip() for name in lines[0].split(",")] if lines else []
+    written = enumerate(Path(path).read_text().splitlines(), start=1)
+    lines = [(number, line) for number, line in written if line.strip()]
+    header = [name.strip() for name in lines[0][1].split(",")] if lines else []
     known = {"minute", "load", "wind", "solar"} | {f"load_{number}" for number in load_bus_numbers}
     if "minute" not in header or not set(header) <= known:
         wrong = sorted(set(header) - known)
@@ -114,8 +115,11 @@ def read_profiles(path: str | Path, load_bus_numbers: Int[np.ndarray, " loads"])
             f"{path}: header {header}: needs 'minute' and any of load, load_<bus number>, wind, solar"
             + (f"; unknown: {', '.join(wrong)}" if wrong else "")
         )
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: header: column {', '.join(twice)} stands there more than once")
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines[1:]:
         try:
             row = [float(word) for word in line.split(",")]
         except ValueError:
@@ -156,7 +160,9 @@ def read_profiles(path: str | Path, load_bus_numbers: Int[np.ndarray, " loads"])
     else:
         load = np.tile(np.asarray(default.load), (int(days), 1, 1))
     wind, solar = (
-        by_minute(table[name]) if name in table else np.tile(np.asarray(getattr(default, name)), (int(days), 1))
+        by_minute(table[name])
+        if name in table
+        else np.tile(np.asarray(getattr(default, name)), (int(days), 1))
         for name in ("wind", "solar")
     )
     return Profiles(*(jnp.asarray(a, jnp.float32) for a in (load, wind, solar)))
@@ -187,9 +193,7 @@ class Weather(eqx.Module):
             common + jnp.sqrt(0.5) * jax.random.normal(keys[3], (units,)),
         )
 
-    def after(
-        self, key: PRNGKeyArray, minutes: float, wind: Bool[Array, " units"]
-    ) -> "Weather":
+    def after(self, key: PRNGKeyArray, minutes: float, wind: Bool[Array, " units"]) -> "Weather":
         """The weather `minutes` later: each deviation decays towards its mean and is stirred anew."""
         fresh = Weather.draw(key, self.load_own.shape[0], self.farm.shape[0])
         expected = self.expected(minutes, wind)
@@ -229,7 +233,9 @@ def availability(
     solar: Bool[Array, " units"],
 ) -> Float[Array, " units"]:
     """Possible output over capacity: 1 for units that do not depend on the weather."""
-    blowing = jax.nn.sigmoid(jax.scipy.special.logit(jnp.clip(wind_profile, 0.01, 0.99)) + _WIND[0] * weather.farm)
+    blowing = jax.nn.sigmoid(
+        jax.scipy.special.logit(jnp.clip(wind_profile, 0.01, 0.99)) + _WIND[0] * weather.farm
+    )
     # cloud cover takes up to three quarters of the clear-sky output, a quarter at its median
     clear = 1.0 - 0.75 * jax.nn.sigmoid(-0.7 + _CLOUD[0] * weather.farm)
     return jnp.where(wind, blowing, jnp.where(solar, solar_profile * clear, 1.0))

@@ -31,7 +31,9 @@ class SlotLayout(eqx.Module):
 
 
 def slot_layout(
-    region: Int[np.ndarray, " buses"], unit_bus: Int[np.ndarray, " units"], shed_bus: Int[np.ndarray, " loads"]
+    region: Int[np.ndarray, " buses"],
+    unit_bus: Int[np.ndarray, " units"],
+    shed_bus: Int[np.ndarray, " loads"],
 ) -> SlotLayout:
     """Each agent's units first, then its sheddable loads."""
     owner = region[np.concatenate([unit_bus, shed_bus])]
@@ -41,9 +43,7 @@ def slot_layout(
     return SlotLayout(jnp.asarray(index), jnp.asarray(mask), jnp.asarray(place))
 
 
-def _price_answer(
-    units: Units, outlook: Outlook, change: Float[Array, " units"]
-) -> Float[Array, " units"]:
+def _price_answer(units: Units, outlook: Outlook, change: Float[Array, " units"]) -> Float[Array, " units"]:
     """Output [MW] at which each unit's marginal cost meets the schedule's price plus a change [$/MWh]."""
     curvature = 2.0 * jnp.maximum(units.cost_c2, _LEAST_C2)
     return (outlook.price + change - units.cost_c1) / curvature
