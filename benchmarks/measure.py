@@ -69,9 +69,7 @@ def claim_from_repeats(claim: str, samples: Sequence[float], unit: str, **fields
     )
 
 
-def ratios(
-    ours: Sequence[Mapping[str, float]], peer: Sequence[Mapping[str, float]], rate: str
-) -> list[float]:
+def ratios(ours: Sequence[Mapping[str, float]], peer: Sequence[Mapping[str, float]], rate: str) -> list[float]:
     """Ratio of one rate in each repeat, so that a slow minute of the machine weighs on both sides."""
     return [mine[rate] / theirs[rate] for mine, theirs in zip(ours, peer, strict=True)]
 
@@ -186,10 +184,7 @@ def write_results(name: str, claims: Sequence[Claim], noise: Noise | None = None
     """Write `results/NAME.json`: a list of claims, each with `pass`, the machine and its noise."""
     surroundings = {"machine": machine(), "noise": noise.summary() if noise else None}
     rows = [
-        asdict(claim)
-        | {"pass": claim.reaches(claim.bar)}
-        | surroundings
-        | {"date": time.strftime("%Y-%m-%d")}
+        asdict(claim) | {"pass": claim.reaches(claim.bar)} | surroundings | {"date": time.strftime("%Y-%m-%d")}
         for claim in claims
     ]
     RESULTS.mkdir(exist_ok=True)

@@ -83,9 +83,7 @@ def refused_share(environment: Any, actions: int = 200) -> float:
 def prepare() -> tuple[dict[str, Any], Callable[[], dict[str, float]]]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--environments", type=int, default=8, help="copies of the world in one process")
-    parser.add_argument(
-        "--rollouts", type=int, default=1, help="rollouts, each with its update, a measurement"
-    )
+    parser.add_argument("--rollouts", type=int, default=1, help="rollouts, each with its update, a measurement")
     options = parser.parse_args()
     if options.environments < 1 or ROLLOUT % options.environments:
         raise ValueError(f"--environments {options.environments}: must be a divisor of {ROLLOUT}")
@@ -97,9 +95,7 @@ def prepare() -> tuple[dict[str, Any], Callable[[], dict[str, float]]]:
     torch.set_num_threads(1)
     refused = refused_share(gymnasium_environment())
     if refused > 0.1:
-        raise RuntimeError(
-            f"grid2op refuses {refused:.0%} of the peer's actions: it would not be redispatching"
-        )
+        raise RuntimeError(f"grid2op refuses {refused:.0%} of the peer's actions: it would not be redispatching")
     worlds = DummyVecEnv([gymnasium_environment] * options.environments)
     learner = PPO("MlpPolicy", worlds, n_steps=ROLLOUT // options.environments, device="cpu", seed=0)
 

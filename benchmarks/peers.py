@@ -36,8 +36,7 @@ PINS = (
 )
 # torch threads that wait for each other spin: with two of them on a busy machine SB3 ran 20 times slower
 ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 }
 
 
@@ -125,9 +124,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Install the peers, and measure one of them by itself.")
-    parser.add_argument(
-        "script", nargs="?", help="peer script beside this file, such as peer_grid2op_speed.py"
-    )
+    parser.add_argument("script", nargs="?", help="peer script beside this file, such as peer_grid2op_speed.py")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY)
     options, arguments = parser.parse_known_args()

@@ -50,13 +50,8 @@ def test_help_is_quick_and_needs_no_jax(command) -> None:
 def test_help_shows_meanings_and_defaults(capsys) -> None:
     assert status_of("train power-grid --help") == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for text in (
-        "--learning-rate FLOAT",
-        "Adam's step size",
-        f"(default: {PPOSettings().learning_rate})",
-        "--case STR",
-        "--resume",
-    ):
+    default = f"(default: {default_experiment('power-grid').learning.learning_rate})"
+    for text in ("--learning-rate FLOAT", "Adam's step size", default, "--case STR", "--resume"):
         assert text in shown
     assert "--time-limit" not in shown and "--environment" not in shown
 

@@ -157,9 +157,7 @@ def to_yaml(experiment: Experiment) -> str:
     flat = asdict(experiment)
     for part in ("settings", "learning"):
         flat |= flat.pop(part)
-    return yaml.safe_dump(
-        {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}, sort_keys=False
-    )
+    return yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}, sort_keys=False)
 
 
 def from_yaml(path: str | Path, environment: str | None = None) -> Experiment:

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.evaluation.network_plots import NetworkMap, Panel, Timeline, layout
 from dynamic_graph_fed_rl.evaluation.report import comparison_table, write_report
-from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.evaluation.statistics import summarise_scenario
 
 METRICS = (

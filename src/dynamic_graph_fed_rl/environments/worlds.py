@@ -88,9 +88,7 @@ class Worlds(eqx.Module):
             return select(ended, fresh, stepped), select(ended, first, transition.observation, axis)
 
         # a reset costs more than a step, and most steps end no episode
-        state, observation = jax.lax.cond(
-            done.any(), reset, lambda _: (stepped, transition.observation), None
-        )
+        state, observation = jax.lax.cond(done.any(), reset, lambda _: (stepped, transition.observation), None)
         return state, observation, transition
 
 

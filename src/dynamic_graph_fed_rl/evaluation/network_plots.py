@@ -162,9 +162,7 @@ def draw_network(path: Path, network: NetworkMap) -> None:
             (on & ~rated, "solid", "#AAB2BA"),
             (~on, (0, (2.5, 2.0)), "#000000"),
         ):
-            lines = LineCollection(
-                list(segments[chosen]), linewidths=widths[chosen], linestyles=style, zorder=2
-            )
+            lines = LineCollection(list(segments[chosen]), linewidths=widths[chosen], linestyles=style, zorder=2)
             loading = network.edge_loading_percent[chosen]
             lines.set_color(colour if colour else [tuple(rgba) for rgba in colours(scale(loading))])
             axes.add_collection(lines)
@@ -254,9 +252,7 @@ def _draw_events(stacked: Sequence[Any], timeline: Timeline) -> None:
         free_from = begins + width
 
 
-def _draw_series(
-    axes: Any, hours: Any, values: Any, colour: str, label: str, style: str, width: float
-) -> None:
+def _draw_series(axes: Any, hours: Any, values: Any, colour: str, label: str, style: str, width: float) -> None:
     if values.ndim == 2:
         if colour == POLICY_COLOUR:
             axes.fill_between(hours, values[:, 0], values[:, 2], color=colour, alpha=0.15, linewidth=0)
@@ -320,15 +316,11 @@ def _legend_handles(network: NetworkMap) -> list[Any]:
     node: dict[str, Any] = {"linestyle": "none", "markeredgecolor": dark}
     most = float(np.max(network.node_demand, initial=0.0))
     if network.node_is_source.any():
-        handles.append(
-            Line2D([], [], marker="s", markerfacecolor="#FFFFFF", label=network.source_label, **node)
-        )
+        handles.append(Line2D([], [], marker="s", markerfacecolor="#FFFFFF", label=network.source_label, **node))
     if most > 0:
         for share, size in ((0.25, 6.3), (1.0, 11.4)):
             label = f"{network.demand_label} {share * most:,.3g} {network.demand_unit}".rstrip()
-            handles.append(
-                Line2D([], [], marker="o", markersize=size, markerfacecolor=dark, label=label, **node)
-            )
+            handles.append(Line2D([], [], marker="o", markersize=size, markerfacecolor=dark, label=label, **node))
     if not network.edge_in_service.all():
         handles.append(Line2D([], [], color="#000000", linestyle=(0, (2.5, 2.0)), label="out of service"))
     return handles

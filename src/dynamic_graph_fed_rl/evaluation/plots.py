@@ -66,9 +66,7 @@ def figure(path: Path, height_inches: float, title: str) -> Iterator[Any]:
         drawn.savefig(path, dpi=_PIXELS_PER_INCH, format="png")
 
 
-def draw_learning_curves(
-    path: Path, rows: Sequence[Mapping[str, Any]], title: str = "Learning curves"
-) -> None:
+def draw_learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "Learning curves") -> None:
     """The return (large) and every constraint cost, loss and other training metric (small) over training.
 
     `rows` are those of `metrics.jsonl`, one a round, with `round` and if possible `env_steps`. A metric is a
@@ -87,9 +85,7 @@ def draw_learning_curves(
     small_rows = math.ceil(len(small) / columns)
 
     with figure(path, 3.4 + 2.0 * small_rows, title) as drawn:
-        grid = drawn.add_gridspec(
-            1 + small_rows, columns, height_ratios=[1.6, *([1.0] * small_rows)], hspace=0.06
-        )
+        grid = drawn.add_gridspec(1 + small_rows, columns, height_ratios=[1.6, *([1.0] * small_rows)], hspace=0.06)
         axes = drawn.add_subplot(grid[0, :])
         several = _draw_curve(axes, x, _curve(rows, "return"), POLICY_COLOUR, window)
         axes.set(title="Return over training", ylabel="return", xlabel=x_label)

@@ -271,9 +271,7 @@ def _position(evaluation: Mapping[str, Mapping[str, Any]], scenario: str, contro
 def _summaries(evaluation: Mapping[str, Mapping[str, Any]], metric: Metric) -> list[Mapping[str, Any]]:
     """One a scenario and controller, in the order of `_position`; empty where the metric is missing."""
     return [
-        metrics.get(metric.name) or {}
-        for entry in evaluation.values()
-        for metrics in controllers_of(entry).values()
+        metrics.get(metric.name) or {} for entry in evaluation.values() for metrics in controllers_of(entry).values()
     ]
 
 
@@ -281,17 +279,13 @@ def _is_measured(evaluation: Mapping[str, Mapping[str, Any]], metric: Metric) ->
     return any(summary.get("iqm") is not None for summary in _summaries(evaluation, metric))
 
 
-def _column(
-    evaluation: Mapping[str, Mapping[str, Any]], metric: Metric, significant: int = 3
-) -> list[str]:
+def _column(evaluation: Mapping[str, Mapping[str, Any]], metric: Metric, significant: int = 3) -> list[str]:
     means = [summary.get("iqm") for summary in _summaries(evaluation, metric)]
     decimals = _decimals([mean for mean in means if mean is not None], significant)
     return ["-" if mean is None else compact(mean, decimals) for mean in means]
 
 
-def _intervals(
-    evaluation: Mapping[str, Mapping[str, Any]], metric: Metric, significant: int
-) -> list[str]:
+def _intervals(evaluation: Mapping[str, Mapping[str, Any]], metric: Metric, significant: int) -> list[str]:
     summaries = _summaries(evaluation, metric)
     decimals = _decimals([s["iqm"] for s in summaries if s.get("iqm") is not None], significant)
     return [
@@ -300,9 +294,7 @@ def _intervals(
     ]
 
 
-def _with_intervals(
-    evaluation: Mapping[str, Mapping[str, Any]], metric: Metric, significant: int
-) -> list[str]:
+def _with_intervals(evaluation: Mapping[str, Mapping[str, Any]], metric: Metric, significant: int) -> list[str]:
     means, intervals = _column(evaluation, metric, significant), _intervals(evaluation, metric, significant)
     return [f"{mean} [{ends}]" if ends else mean for mean, ends in zip(means, intervals, strict=True)]
 
@@ -318,9 +310,7 @@ def _worst_seeds(evaluation: Mapping[str, Mapping[str, Any]], main: Metric) -> l
 
 
 def _scores(evaluation: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    values = [
-        entry.get("score", {}).get(name) for entry in evaluation.values() for name in controllers_of(entry)
-    ]
+    values = [entry.get("score", {}).get(name) for entry in evaluation.values() for name in controllers_of(entry)]
     return ["-" if value is None else compact(value, 1) for value in values]
 
 

@@ -52,9 +52,7 @@ class RandomPairs(Overlay):
 OVERLAYS = {"complete": Complete, "ring": Ring, "random": RandomPairs}
 
 
-def present(
-    weights: Float[Array, "agents agents"], active: Bool[Array, " agents"]
-) -> Float[Array, "agents agents"]:
+def present(weights: Float[Array, "agents agents"], active: Bool[Array, " agents"]) -> Float[Array, "agents agents"]:
     """Weights among the active only: what an absent sender would have had stays with the receiver."""
     both = active[:, None] & active[None, :]
     kept = jnp.where(both, weights, 0.0)

@@ -31,9 +31,7 @@ class Categorical(eqx.Module):
 
     log_probs: Float[Array, "*batch slots choices"]
 
-    def __init__(
-        self, logits: Float[Array, "*batch slots choices"], mask: Bool[Array, "*batch slots choices"]
-    ):
+    def __init__(self, logits: Float[Array, "*batch slots choices"], mask: Bool[Array, "*batch slots choices"]):
         # a slot with no option at all (padding) falls back to uniform, so that nothing becomes NaN
         usable = mask | ~mask.any(-1, keepdims=True)
         self.log_probs = jax.nn.log_softmax(jnp.where(usable, logits, -1e9))

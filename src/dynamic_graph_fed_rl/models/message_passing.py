@@ -35,9 +35,7 @@ class GatedMean(eqx.Module):
     def __call__(self, nodes: Float[Array, "nodes width"], graph: Graph) -> Float[Array, "nodes width"]:
         update = self.own(nodes)
         if graph.senders.shape[0]:
-            per_sender = jnp.concatenate([self.gate_sender(nodes), self.message(nodes)], axis=-1)[
-                graph.senders
-            ]
+            per_sender = jnp.concatenate([self.gate_sender(nodes), self.message(nodes)], axis=-1)[graph.senders]
             gate_sender, message = jnp.split(per_sender, 2, axis=-1)
             gate = jax.nn.sigmoid(
                 gate_sender + self.gate_receiver(nodes)[graph.receivers] + self.gate_edge(graph.edges)

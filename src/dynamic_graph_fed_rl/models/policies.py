@@ -44,9 +44,9 @@ class GraphActorCritic(eqx.Module):
     """Policy and value over graphs with memory.
 
     The actor reads, for each slot, the embedding of the node that owns it (or the mean of all, for a slot of the
-    graph as a whole) and the slot's own features, these also through a linear map straight to the action ("wide and
-    deep", Cheng et al. 2016): rules that are linear in what a slot sees are found in a few rounds. Its parameters do not depend on the size of the graph, so
-    agents with unlike regions can share them.
+    graph as a whole) and the slot's own features, these also through a linear map straight to the action ("wide
+    and deep", Cheng et al. 2016): rules that are linear in what a slot sees are found in a few rounds. Its
+    parameters do not depend on the size of the graph, so agents with unlike regions can share them.
     """
 
     memory: LeakyBank
@@ -72,9 +72,7 @@ class GraphActorCritic(eqx.Module):
         self.encoder = Encoder(
             encoder_key, remembered, len(spec.edge_features), len(spec.global_features), width, layers
         )
-        self.actor = Perceptron(
-            actor_key, (width + len(spec.slot_features), width, spec.action_size), last_gain=0.01
-        )
+        self.actor = Perceptron(actor_key, (width + len(spec.slot_features), width, spec.action_size), last_gain=0.01)
         self.direct = Affine(actor_key, len(spec.slot_features), spec.action_size, gain=0.0)
         self.log_std = jnp.full((spec.action_size,), math.log(initial_std), jnp.float32)
         self.critic = GraphCritic(critic_key, remembered, spec, width)

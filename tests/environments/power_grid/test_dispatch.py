@@ -82,9 +82,7 @@ def random_instance(seed):
     c2[renewable] = c1[renewable] = 0.0
     upper[renewable] *= rng.uniform(0, 1, 12)
     if seed % 2:
-        now = np.clip(
-            upper * (load.sum() / upper.sum() + 0.2 * rng.standard_normal(len(upper))), lower, upper
-        )
+        now = np.clip(upper * (load.sum() / upper.sum() + 0.2 * rng.standard_normal(len(upper))), lower, upper)
         reach = CASE.gen_p_max_mw * rng.uniform(0.02, 0.2)
         lower, upper = np.maximum(lower, now - reach), np.minimum(upper, now + reach)
     if seed % 3 == 0:
@@ -182,9 +180,7 @@ def test_merit_order_is_the_least_cost(seed, share_of_steps):
     assert abs(p.sum() - demand) < 1e-3
     assert np.all(p >= lower) and np.all(p <= upper)
     if share_of_steps == 1.0:
-        best = linprog(
-            c1, A_eq=np.ones((1, FLEET)), b_eq=[demand], bounds=np.stack([lower, upper], axis=1)
-        ).fun
+        best = linprog(c1, A_eq=np.ones((1, FLEET)), b_eq=[demand], bounds=np.stack([lower, upper], axis=1)).fun
     else:
         # Exact: supply is piecewise linear in the price between the sorted corners of the units' curves.
         corners = np.unique(np.concatenate([2 * c2 * lower + c1, 2 * c2 * upper + c1]))
@@ -202,9 +198,7 @@ def test_merit_order_is_the_least_cost(seed, share_of_steps):
 
 
 def test_equal_steps_are_loaded_pro_rata():
-    p, price = merit_order(
-        *single(260.0, np.zeros(4), [100.0, 300.0, 60.0, 50.0], np.zeros(4), [20, 20, 0, 40])
-    )
+    p, price = merit_order(*single(260.0, np.zeros(4), [100.0, 300.0, 60.0, 50.0], np.zeros(4), [20, 20, 0, 40]))
     np.testing.assert_allclose(p, [50.0, 150.0, 60.0, 0.0], atol=1e-3)
     assert float(price) == pytest.approx(20.0, abs=1e-3)
 

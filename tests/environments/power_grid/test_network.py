@@ -115,9 +115,7 @@ def test_malformed_file_names_the_line(tmp_path, kind):
     text = SMALL.replace(old, new)
     assert text != SMALL
     if kind == "cubic cost":
-        text = text.replace("2 0 0 2 30 7 0;", "2 0 0 2 30 7 0 0;").replace(
-            "2 0 0 1 8 0 0;", "2 0 0 1 8 0 0 0;"
-        )
+        text = text.replace("2 0 0 2 30 7 0;", "2 0 0 2 30 7 0 0;").replace("2 0 0 1 8 0 0;", "2 0 0 1 8 0 0 0;")
     with pytest.raises(ValueError, match=rf"small\.m:{line}: .*{re.escape(message)}"):
         load_case(write(tmp_path, text))
 

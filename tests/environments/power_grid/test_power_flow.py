@@ -75,9 +75,7 @@ def slots(sets):
 
 
 @eqx.filter_jit
-def solve_outages(
-    grid, generation_p, load_p, load_q, v_set, participation, theta, v, branch, active, iterations
-):
+def solve_outages(grid, generation_p, load_p, load_q, v_set, participation, theta, v, branch, active, iterations):
     def one(branch, active):
         factors = grid.outage_factors(branch, active)
         live = grid.live_buses(grid.status(factors))
@@ -157,9 +155,7 @@ def test_single_outages_of_ieee118_in_single_precision(outages):
     assert solution.residual_pu.max() < 2e-4
 
 
-@pytest.mark.parametrize(
-    ("double", "voltage_bound", "angle_bound"), [(False, 1e-5, 1e-2), (True, 1e-8, 1e-6)]
-)
+@pytest.mark.parametrize(("double", "voltage_bound", "angle_bound"), [(False, 1e-5, 1e-2), (True, 1e-8, 1e-6)])
 def test_multiple_outages_and_islands(outages, double, voltage_bound, angle_bound):
     case = load_case("ieee118")
     chosen = [entry for entry in outages if len(entry[0]) > 1 or not entry[1].live.all()]

@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Controller, Observation
 from dynamic_graph_fed_rl.environments.power_grid.dispatch import dc_opf, redistribute
@@ -38,9 +38,7 @@ class GridBaseline(Controller):
     def initial_memory(self, state: PyTree, observation: Observation) -> PyTree:
         return jax.vmap(self.remember)(state)
 
-    def act(
-        self, key: PRNGKeyArray, memory: PyTree, state: PyTree, observation: Observation
-    ) -> tuple[Array, PyTree]:
+    def act(self, key: PRNGKeyArray, memory: PyTree, state: PyTree, observation: Observation) -> tuple[Array, PyTree]:
         def one(world_key: PRNGKeyArray, kept: PyTree, world: GridState) -> Array:
             target, shed = self.decide(world_key, kept, world)
             environment = self.environment
@@ -74,9 +72,7 @@ class Random(Controller):
     def initial_memory(self, state: PyTree, observation: Observation) -> None:
         return None
 
-    def act(
-        self, key: PRNGKeyArray, memory: None, state: PyTree, observation: Observation
-    ) -> tuple[Array, None]:
+    def act(self, key: PRNGKeyArray, memory: None, state: PyTree, observation: Observation) -> tuple[Array, None]:
         return jax.random.uniform(key, (*observation.action_mask.shape, 1), minval=-1.0, maxval=1.0), None
 
 
@@ -132,7 +128,7 @@ class PTDFRedispatch(GridBaseline):
             one_hot = jnp.zeros_like(flow).at[line].set(1.0)
             return grid.flow.injection_sensitivity(one_hot[None], network.outages)[0][units.bus]
 
-        def move(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def move(_: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
             target, flow = carry
             loading = jnp.abs(flow) / rating
             line = jnp.argmax(loading)

@@ -87,11 +87,7 @@ def build_grid(settings: PowerGridSettings, agents: int, training: bool) -> Powe
         wind=jnp.asarray(fleet.wind),
         solar=jnp.asarray(fleet.solar),
     )
-    profiles = (
-        built_in_profiles()
-        if settings.profiles is None
-        else read_profiles(settings.profiles, case.bus_number)
-    )
+    profiles = built_in_profiles() if settings.profiles is None else read_profiles(settings.profiles, case.bus_number)
     kinds = stack_scenarios(settings.scenarios)
     if settings.line_failure_rate is not None:
         rate = jnp.full_like(kinds.line_failure_rate, settings.line_failure_rate)
@@ -104,9 +100,7 @@ def build_grid(settings: PowerGridSettings, agents: int, training: bool) -> Powe
     return PowerGrid(
         grid=grid,
         units=units,
-        prices=Prices(
-            real(settings.overload_price), real(settings.unserved_price), real(settings.price_span)
-        ),
+        prices=Prices(real(settings.overload_price), real(settings.unserved_price), real(settings.price_span)),
         profiles=profiles,
         kinds=kinds,
         max_shed=real(settings.max_shed),
@@ -125,9 +119,7 @@ def regions(case: Case, name: str, agents: int) -> Int[np.ndarray, " buses"]:
     """The region of every bus: a known partition that fits the number of agents, or a computed one."""
     known = {key: value for key, value in known_partitions(case).items() if value.max() + 1 == agents}
     if agents > case.live.sum():
-        raise ValueError(
-            f"{agents} agents, but case '{case.name}' has {case.live.sum()} connected buses to share"
-        )
+        raise ValueError(f"{agents} agents, but case '{case.name}' has {case.live.sum()} connected buses to share")
     if name == "auto":
         return next(iter(known.values())) if known else partition(case, agents)
     chosen = partition(case, name)
@@ -170,8 +162,7 @@ def build(settings: PowerGridSettings, agents: int) -> Domain:
     """Training environment, one evaluation environment a scenario, and the baselines."""
     _check(settings)
     scenarios = {
-        name: build_grid(replace(settings, scenarios=(name,)), agents, training=False)
-        for name in settings.scenarios
+        name: build_grid(replace(settings, scenarios=(name,)), agents, training=False) for name in settings.scenarios
     }
     case = load_case(settings.case)
     region = regions(case, settings.partition, agents)

@@ -292,8 +292,7 @@ def _advance(problem: _Problem, point: _Point) -> _Point:
     reached = 0.5 * (
         jnp.mean((point.multiplier + length * predictor.multiplier) * (point.room + length * predictor.room))
         + jnp.mean(
-            (point.spare_multiplier + length * predictor.spare_multiplier)
-            * (point.over + length * predictor.over)
+            (point.spare_multiplier + length * predictor.spare_multiplier) * (point.over + length * predictor.over)
         )
     )
 

@@ -128,14 +128,10 @@ def weathered(
     struck = candidates & (jnp.cumsum(candidates) <= room)
     waiting = jnp.maximum(network.repair_steps - elapsed_steps, 0)
     closed = (network.closed | due) & ~struck
-    return _refactored(
-        grid, _switched(network, closed, jnp.where(struck, repair_steps, waiting)), due | struck
-    )
+    return _refactored(grid, _switched(network, closed, jnp.where(struck, repair_steps, waiting)), due | struck)
 
 
-def world_step(
-    grid: GridConstants, network: Network, asked: Injections, repair_steps: Int[Array, ""]
-) -> Network:
+def world_step(grid: GridConstants, network: Network, asked: Injections, repair_steps: Int[Array, ""]) -> Network:
     """Advance one step: lines overloaded for too long trip, the power flow follows, and any cascade it sets off.
 
     Tripped lines return after `repair_steps`.

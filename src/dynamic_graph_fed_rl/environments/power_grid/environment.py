@@ -1,6 +1,6 @@
 """The Markov game on a transmission grid: regional agents dispatch units and shed load under weather and faults."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -54,6 +54,7 @@ _VOLTAGE_PRICE = 20_000.0
 _SETTLING_STEPS = 3
 
 
+@runtime_checkable
 class View(Protocol):
     """How agents see a grid; see `observation.py`."""
 
@@ -138,16 +139,14 @@ class PowerGrid(Environment):
         day = jax.random.randint(keys[1], (), 0, self.profiles.wind.shape[0])
         minute = jnp.zeros(())
         if self.random_start:
-            minute = (
-                jnp.floor(jax.random.uniform(keys[2], maxval=MINUTES_PER_DAY / self.minutes)) * self.minutes
-            )
+            minute = jnp.floor(jax.random.uniform(keys[2], maxval=MINUTES_PER_DAY / self.minutes)) * self.minutes
         weather = Weather.draw(keys[3], self.grid.load_mw.shape[0], self.units.bus.shape[0])
         level, available = conditions(self.units, self.profiles, scenario, weather, day, minute)
         schedule, _ = self.units.dispatch((self.grid.load_mw * level).sum(), available)
         no_shed = jnp.zeros_like(level)
 
         # the losses of one solution are dispatched in the next
-        def settle(_: int, carry: tuple[Network, Array]) -> tuple[Network, Array]:
+        def settle(_: Int[Array, ""], carry: tuple[Network, Array]) -> tuple[Network, Array]:
             network, set_point = carry
             asked = Injections(set_point, available, level, no_shed)
             network = world_step(self.grid, network, asked, jnp.zeros((), jnp.int32))
@@ -186,9 +185,7 @@ class PowerGrid(Environment):
         minute = state.minute + self.minutes
         weather = state.weather.after(weather_key, self.minutes, self.units.wind)
         level, available = conditions(self.units, self.profiles, state.kind, weather, state.day, minute)
-        faults = jax.random.bernoulli(
-            fault_key, self._fault_probability(state.kind), self.grid.rating_mva.shape
-        )
+        faults = jax.random.bernoulli(fault_key, self._fault_probability(state.kind), self.grid.rating_mva.shape)
         hours = state.kind.repair_hours * jax.random.uniform(repair_key, minval=0.5, maxval=1.5)
         repair_steps = jnp.ceil(hours * 3600.0 / self.step_s).astype(jnp.int32)
         struck = weathered(self.grid, state.network, faults, repair_steps, self.decision_interval)
@@ -232,9 +229,7 @@ class PowerGrid(Environment):
             reward=jnp.full(agents, reward),
             cost=jnp.broadcast_to(cost, (agents, len(COSTS))),
             terminated=jnp.broadcast_to(network.dark, (agents,)),
-            truncated=jnp.broadcast_to(
-                ~network.dark & (after.decisions >= self.episode_decisions), (agents,)
-            ),
+            truncated=jnp.broadcast_to(~network.dark & (after.decisions >= self.episode_decisions), (agents,)),
             info={
                 "metrics": metrics,
                 "requested": requested,
@@ -283,9 +278,7 @@ class PowerGrid(Environment):
         """Of one line within one decision; the faults of a decision strike at its start."""
         return -jnp.expm1(-kind.line_failure_rate * self.minutes / 60.0)
 
-    def _reference_cost(
-        self, level: Float[Array, " buses"], possible_mw: Float[Array, " units"]
-    ) -> Float[Array, ""]:
+    def _reference_cost(self, level: Float[Array, " buses"], possible_mw: Float[Array, " units"]) -> Float[Array, ""]:
         """Merit-order cost [$/h] of the demand without losses: the unit in which rewards are counted."""
         schedule, _ = self.units.dispatch((self.grid.load_mw * level).sum(), possible_mw)
         return jnp.maximum(self.units.cost(schedule).sum(), 1.0)

@@ -184,9 +184,7 @@ def _read_table(path: Path, name: str, first_line: int, rest: str, lines) -> _Ta
             rows.append([_number(path, line, name, word) for word in words])
             numbers.append(line)
             if len(rows[-1]) != len(rows[0]):
-                _refuse(
-                    path, line, f"{name} row has {len(rows[-1])} columns, the rows above have {len(rows[0])}"
-                )
+                _refuse(path, line, f"{name} row has {len(rows[-1])} columns, the rows above have {len(rows[0])}")
             if len(rows[-1]) < _MIN_COLUMNS[name]:
                 _refuse(
                     path,
@@ -225,13 +223,9 @@ def _bus_index(path: Path, table: _Table) -> dict[int, int]:
         if number != int(number) or number < 0:
             _refuse(path, table.lines[row], f"bus number {number:g} is not a whole number")
         if int(number) in index:
-            _refuse(
-                path, table.lines[row], f"bus number {number:g} appears twice; bus numbers must be unique"
-            )
+            _refuse(path, table.lines[row], f"bus number {number:g} appears twice; bus numbers must be unique")
         if kind not in (1, 2, 3, 4):
-            _refuse(
-                path, table.lines[row], f"bus type {kind:g}; 1 PQ, 2 PV, 3 reference or 4 isolated expected"
-            )
+            _refuse(path, table.lines[row], f"bus type {kind:g}; 1 PQ, 2 PV, 3 reference or 4 isolated expected")
         index[int(number)] = row
     return index
 

@@ -165,9 +165,7 @@ class GraphView(eqx.Module):
                 receivers=self.receivers,
                 node_mask=self.node_mask,
                 edge_mask=self.edge_mask & live_edge,
-                globals=jnp.broadcast_to(
-                    _global_features(environment, state, signal), (agents, len(GLOBAL_COLUMNS))
-                ),
+                globals=jnp.broadcast_to(_global_features(environment, state, signal), (agents, len(GLOBAL_COLUMNS))),
             ),
             slots=_slot_features(environment, state, signal),
             slot_owner=self.slot_owner,
@@ -236,9 +234,7 @@ class FlatView(eqx.Module):
         )
 
 
-def _node_features(
-    environment: "PowerGrid", state: GridState, signal: Signals
-) -> Float[Array, "buses features"]:
+def _node_features(environment: "PowerGrid", state: GridState, signal: Signals) -> Float[Array, "buses features"]:
     """`NODE_COLUMNS` but the first, which depends on the viewer."""
     grid, network, units, outlook = environment.grid, state.network, environment.units, state.outlook
 
@@ -279,14 +275,10 @@ def _edge_features(
         axis=-1,
     )
     flow = (network.p_from_mw / rating)[:, None]
-    return jnp.concatenate(
-        [jnp.concatenate([flow, both], axis=-1), jnp.concatenate([-flow, both], axis=-1)], axis=0
-    )
+    return jnp.concatenate([jnp.concatenate([flow, both], axis=-1), jnp.concatenate([-flow, both], axis=-1)], axis=0)
 
 
-def _global_features(
-    environment: "PowerGrid", state: GridState, signal: Signals
-) -> Float[Array, " features"]:
+def _global_features(environment: "PowerGrid", state: GridState, signal: Signals) -> Float[Array, " features"]:
     grid, network, outlook = environment.grid, state.network, state.outlook
     nominal = grid.load_mw.sum()
     turn = 2 * jnp.pi * state.minute / MINUTES_PER_DAY

@@ -220,9 +220,7 @@ class PowerFlow(eqx.Module):
         injection = injection.at[ends[0]].add(moved).at[ends[1]].add(-moved)
         return jnp.where(status, self._ptdf_flow(injection) + shift, 0.0)
 
-    def dc_change(
-        self, injection_p: Float[Array, "buses"], outages: OutageFactors
-    ) -> Float[Array, "branches"]:
+    def dc_change(self, injection_p: Float[Array, "buses"], outages: OutageFactors) -> Float[Array, "branches"]:
         """Change of the DC flows `[L]` that a change of injections `[N]` brings, both p.u.
 
         An imbalance is met at the reference. Branches that are out are not zeroed.
@@ -278,9 +276,7 @@ class PowerFlow(eqx.Module):
         p_from, q_from, p_to, q_to = (jnp.where(on, flow, 0.0) for flow in flows)
         return p_from, q_from, p_to, q_to
 
-    def lodf(
-        self, outages: OutageFactors
-    ) -> tuple[Float[Array, "branches branches"], Bool[Array, "branches"]]:
+    def lodf(self, outages: OutageFactors) -> tuple[Float[Array, "branches branches"], Bool[Array, "branches"]]:
         """Line outage distribution factors `[L, L]` with K branches already out, and which are radial `[L]`.
 
         Column k holds the share of branch k's flow that each branch takes over when k is lost, -1 for k
@@ -342,9 +338,7 @@ class PowerFlow(eqx.Module):
         drawn = slots.voltage_scale * jnp.sum(slots.voltage_ends * pair[:, None, :], axis=-1)
         moved = apply_small(outages.voltage, drawn.reshape(-1)).reshape(-1, 2)
         back = jnp.sum(moved[:, :, None] * slots.voltage_ends, axis=1)
-        return jnp.matmul(
-            slots.spread(mismatch, back[:, 0], back[:, 1]), self.voltage_inverse, precision=_EXACT
-        )
+        return jnp.matmul(slots.spread(mismatch, back[:, 0], back[:, 1]), self.voltage_inverse, precision=_EXACT)
 
 
 def _shares(live, participation):

@@ -79,9 +79,7 @@ def _grow(neighbours: list[list[int]], seeds: list[int]) -> list[int]:
             stuck.add(k)
             continue
         # The node with most of its neighbours already inside adds the fewest ties.
-        chosen = max(
-            frontier, key=lambda n: (sum(region[o] == k for o in neighbours[n]), -len(neighbours[n]), -n)
-        )
+        chosen = max(frontier, key=lambda n: (sum(region[o] == k for o in neighbours[n]), -len(neighbours[n]), -n))
         region[chosen] = k
         sizes[k] += 1
         remaining -= 1

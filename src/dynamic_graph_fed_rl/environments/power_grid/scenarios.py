@@ -160,9 +160,7 @@ def read_profiles(path: str | Path, load_bus_numbers: Int[np.ndarray, " loads"])
     else:
         load = np.tile(np.asarray(default.load), (int(days), 1, 1))
     wind, solar = (
-        by_minute(table[name])
-        if name in table
-        else np.tile(np.asarray(getattr(default, name)), (int(days), 1))
+        by_minute(table[name]) if name in table else np.tile(np.asarray(getattr(default, name)), (int(days), 1))
         for name in ("wind", "solar")
     )
     return Profiles(*(jnp.asarray(a, jnp.float32) for a in (load, wind, solar)))
@@ -216,9 +214,7 @@ class Weather(eqx.Module):
         )
 
 
-def load_level(
-    kind: Scenario, weather: Weather, shape: Float[Array, " loads_or_1"]
-) -> Float[Array, " loads"]:
+def load_level(kind: Scenario, weather: Weather, shape: Float[Array, " loads_or_1"]) -> Float[Array, " loads"]:
     """Each load over its nominal value."""
     level = kind.load_low + (kind.load_high - kind.load_low) * shape
     deviation = _LOAD_COMMON[0] * weather.load_common + _LOAD_OWN[0] * weather.load_own
@@ -233,9 +229,7 @@ def availability(
     solar: Bool[Array, " units"],
 ) -> Float[Array, " units"]:
     """Possible output over capacity: 1 for units that do not depend on the weather."""
-    blowing = jax.nn.sigmoid(
-        jax.scipy.special.logit(jnp.clip(wind_profile, 0.01, 0.99)) + _WIND[0] * weather.farm
-    )
+    blowing = jax.nn.sigmoid(jax.scipy.special.logit(jnp.clip(wind_profile, 0.01, 0.99)) + _WIND[0] * weather.farm)
     # cloud cover takes up to three quarters of the clear-sky output, a quarter at its median
     clear = 1.0 - 0.75 * jax.nn.sigmoid(-0.7 + _CLOUD[0] * weather.farm)
     return jnp.where(wind, blowing, jnp.where(solar, solar_profile * clear, 1.0))

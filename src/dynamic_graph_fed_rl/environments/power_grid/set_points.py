@@ -43,7 +43,7 @@ def slot_layout(
     return SlotLayout(jnp.asarray(index), jnp.asarray(mask), jnp.asarray(place))
 
 
-def _price_answer(units: Units, outlook: Outlook, change: Float[Array, " units"]) -> Float[Array, " units"]:
+def _price_answer(units: Units, outlook: Outlook, change: Float[Array, "*units"]) -> Float[Array, " units"]:
     """Output [MW] at which each unit's marginal cost meets the schedule's price plus a change [$/MWh]."""
     curvature = 2.0 * jnp.maximum(units.cost_c2, _LEAST_C2)
     return (outlook.price + change - units.cost_c1) / curvature

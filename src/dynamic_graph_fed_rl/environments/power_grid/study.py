@@ -177,9 +177,7 @@ def render(result: dict[str, Any], console: Console | None = None) -> None:
     buses = Table("bus", "voltage p.u.", "angle deg", title="Buses")
     for bus in result["buses"]:
         angle = bus["va_degree"]
-        buses.add_row(
-            str(bus["bus"]), f"{bus['vm_pu']:.4f}", "no supply" if angle is None else f"{angle:.3f}"
-        )
+        buses.add_row(str(bus["bus"]), f"{bus['vm_pu']:.4f}", "no supply" if angle is None else f"{angle:.3f}")
     branches = Table(
         "row", "from", "to", "P from MW", "Q from MVAr", "P to MW", "Q to MVAr", "loading %", title="Branches"
     )
@@ -217,6 +215,4 @@ def render(result: dict[str, Any], console: Console | None = None) -> None:
     ]
     if rated:
         loading, row, branch = max(rated, key=lambda entry: entry[0])
-        console.print(
-            f"Worst loading {loading:.1f} % on branch {row} ({branch['from_bus']} to {branch['to_bus']})"
-        )
+        console.print(f"Worst loading {loading:.1f} % on branch {row} ({branch['from_bus']} to {branch['to_bus']})")

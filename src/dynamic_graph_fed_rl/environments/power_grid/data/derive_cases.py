@@ -75,9 +75,7 @@ def three_regions(case: dict) -> list[int]:
         with path.open() as file:
             for row in csv.DictReader(file):
                 votes.setdefault(int(row["bus"]), Counter())[row["zone"]] += 1
-    label = [
-        votes[bus].most_common(1)[0][0] if bus in votes else None for bus in range(len(case["bus_number"]))
-    ]
+    label = [votes[bus].most_common(1)[0][0] if bus in votes else None for bus in range(len(case["bus_number"]))]
     while None in label:
         strength: dict[tuple[int, str], float] = {}
         for a, b, x in zip(case["branch_from"], case["branch_to"], case["x"], strict=True):
