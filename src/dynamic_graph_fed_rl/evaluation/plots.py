@@ -250,7 +250,7 @@ def _draw_scores(axes: Any, entry: Mapping[str, Any], order: Sequence[str], head
         shown[name] = (value, low, high)
     axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle=":")
     axes.axvline(100, color=BEST, linewidth=1.2, linestyle="--")
-    _draw_dots(axes, order, shown, _SCORE_RANGE, decimals=0)
+    _draw_dots(axes, order, shown, _SCORE_RANGE, decimals=1)
     axes.set_xlabel("score: 0 is do-nothing,\n100 the best baseline")
 
 

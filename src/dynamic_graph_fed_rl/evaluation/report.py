@@ -216,7 +216,7 @@ def _table_sections(
 def _verdict(entry: Mapping[str, Any], main: Metric) -> str:
     """The policy against the best baseline, and its score, in one line."""
     own_score = entry.get("score", {}).get(POLICY)
-    scored = no_score_because(entry, main) if own_score is None else f"score {compact(own_score, 0)}"
+    scored = no_score_because(entry, main) if own_score is None else f"score {compact(own_score, 1)}"
     difference = entry.get("paired_difference")
     if difference is None or difference["iqm"] is None:
         return scored

@@ -92,6 +92,9 @@ def build_grid(settings: PowerGridSettings, agents: int, training: bool) -> Powe
     if settings.line_failure_rate is not None:
         rate = jnp.full_like(kinds.line_failure_rate, settings.line_failure_rate)
         kinds = eqx.tree_at(lambda k: k.line_failure_rate, kinds, rate)
+    if training:
+        rate = kinds.line_failure_rate * settings.training_faults
+        kinds = eqx.tree_at(lambda k: k.line_failure_rate, kinds, rate)
     if settings.observation == "flat":
         view = FlatView(jnp.zeros(layout.mask.shape, jnp.int32), case.buses, len(fleet.bus), len(shed_bus))
     else:
@@ -194,7 +197,7 @@ def _check(settings: PowerGridSettings) -> None:
     for name in positive:
         if getattr(settings, name) <= 0:
             raise ValueError(f"{name} {getattr(settings, name)}: must be above 0")
-    for name in ("radius", "overload_price", "unserved_price"):
+    for name in ("radius", "overload_price", "unserved_price", "training_faults"):
         if getattr(settings, name) < 0:
             raise ValueError(f"{name} {getattr(settings, name)}: must be at least 0")
     if settings.line_failure_rate is not None and settings.line_failure_rate < 0:

@@ -98,8 +98,8 @@ def signals(environment: "PowerGrid", state: GridState) -> Signals:
     loading_ahead = jnp.sqrt(p_ahead**2 + network.q_from_mvar**2) / grid.rating_mva
 
     def pressed(loading: Float[Array, " lines"], p_mw: Float[Array, " lines"]) -> Float[Array, " lines"]:
-        # from nothing at 92 % of the rating to full weight at 102 %: relief must begin before the limit
-        return jnp.sign(p_mw) * jnp.clip((loading - 0.92) / 0.1, 0.0, 1.5)
+        # from 92 % of the rating on, since relief must begin before the limit, and bounded
+        return jnp.sign(p_mw) * jnp.clip((loading - 0.92) / 0.1, 0.0, 5.0)
 
     weights = jnp.stack(
         [

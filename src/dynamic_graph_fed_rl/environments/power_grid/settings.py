@@ -31,6 +31,8 @@ class PowerGridSettings:
     """Decisions in an evaluation episode; 288 of 5 minutes are a day."""
     training_decisions: int = 48
     """Decisions in a training episode, which starts anywhere in a day."""
+    training_faults: float = 2.0
+    """Line faults in training over those of the scenario: what is rare must be met to be learned from."""
     price_span: float = 5.0
     """Price change [$/MWh] that half of a set-point action's range stands for."""
     max_shed: float = 0.2
