@@ -32,7 +32,7 @@ TABLE = {
     "cartpole": Row("cartpole", 1, CartPoleSettings(time_limit=20)),
     "power-grid": Row(
         "power-grid",
-        2,
+        3,
         PowerGridSettings(case="ieee14", training_decisions=30, line_failure_rate=0.05, decision_interval=2),
     ),
 }

@@ -27,7 +27,7 @@ _ADVANTAGE_LIMIT = 4.0
 class ReturnScale(eqx.Module):
     """Running location and spread of the agent's returns; the critic predicts standardised returns.
 
-    Median and median absolute deviation, so that rare disasters do not flatten everything else.
+    Robust ones, so that rare disasters do not flatten everything else.
     """
 
     location: Float[Array, ""]
@@ -57,13 +57,16 @@ class ReturnScale(eqx.Module):
 
 
 def robust_moments(values: Float[Array, "*rows"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Median, and what the median absolute deviation says of the standard deviation (normal consistency 1.4826).
+    """Mean and standard deviation of the values, those far from the median pulled in first.
 
-    Where more than half of the values agree, the standard deviation itself.
+    Far is five times the median absolute deviation (scaled by 1.4826, its normal consistency), or where more than
+    half of the values agree, five standard deviations.
     """
-    location = jnp.median(values)
-    deviation = 1.4826 * jnp.median(jnp.abs(values - location))
-    return location, jnp.where(deviation > 1e-6, deviation, values.std() + 1e-6)
+    median = jnp.median(values)
+    deviation = 1.4826 * jnp.median(jnp.abs(values - median))
+    reach = 5.0 * jnp.where(deviation > 1e-6, deviation, values.std())
+    near = jnp.clip(values, median - reach, median + reach)
+    return near.mean(), near.std() + 1e-6
 
 
 class PPOLearner(eqx.Module):
@@ -118,8 +121,9 @@ class PPO(Algorithm):
     def learn(
         self, key: PRNGKeyArray, learner: PPOLearner, experience: Experience
     ) -> tuple[PPOLearner, dict[str, Float[Array, ""]]]:
-        """`epochs` passes over the rows, split by worlds into minibatches so that sequences stay whole."""
+        """`epochs` passes over the rows, split by worlds into minibatches."""
         observation, transition = experience.observation, experience.transition
+        # once for all passes: the leaky bank has no parameters that an update could change
         memory = self._unroll(learner.network, experience.memory, observation)
         value = learner.scale.restore(learner.network.value(memory, observation))
         successor_memory = learner.network.remember(memory, transition.observation)
@@ -138,15 +142,14 @@ class PPO(Algorithm):
         centre, spread = robust_moments(advantage)
         advantage = jnp.clip((advantage - centre) / spread, -_ADVANTAGE_LIMIT, _ADVANTAGE_LIMIT)
         advantage = advantage - advantage.mean()
-        rows = (observation, experience.action, experience.extras, advantage, scale.standardise(returns))
+        rows = (memory, observation, experience.action, experience.extras, advantage, scale.standardise(returns))
         worlds = advantage.shape[1]
         optimiser = self._optimiser()
 
         def minibatch(carry: tuple, index: Array) -> tuple[tuple, dict]:
             network, state = carry
             batch = jax.tree.map(lambda leaf: leaf[:, index], rows)
-            start = jax.tree.map(lambda leaf: leaf[index], experience.memory)
-            gradient, metrics = jax.grad(self._loss, has_aux=True)(network, start, *batch)
+            gradient, metrics = jax.grad(self._loss, has_aux=True)(network, *batch)
             updates, state = optimiser.update(gradient, state, network)
             return (optax.apply_updates(network, updates), state), metrics
 
@@ -164,7 +167,7 @@ class PPO(Algorithm):
     def _loss(
         self,
         network: GraphActorCritic,
-        start: PyTree,
+        memory: PyTree,
         observation: Observation,
         action: Array,
         old_log_prob: Float[Array, "T worlds slots"],
@@ -172,7 +175,6 @@ class PPO(Algorithm):
         target: Float[Array, "T worlds"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Clipped surrogate (Schulman et al. 2017, equation 7) a slot, Huber loss of the value, entropy bonus."""
-        memory = self._unroll(network, start, observation)
         distribution = network.actions(memory, observation)
         mask = (
             observation.action_mask

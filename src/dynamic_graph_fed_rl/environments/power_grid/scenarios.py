@@ -127,7 +127,8 @@ def read_profiles(path: str | Path, load_bus_numbers: Int[np.ndarray, " loads"])
         if len(row) != len(header) or not np.isfinite(row).all():
             raise ValueError(f"{path}:{number}: '{line}': needs {len(header)} finite numbers")
         rows.append(row)
-    table = {name: np.asarray(column) for name, column in zip(header, np.asarray(rows).T, strict=True)}
+    columns = np.reshape(rows, (-1, len(header))).T
+    table = dict(zip(header, columns, strict=True))
     minutes = table.pop("minute")
     step = minutes[1] - minutes[0] if len(minutes) > 1 else 0.0
     days = len(minutes) * step / MINUTES_PER_DAY
