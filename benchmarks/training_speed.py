@@ -26,8 +26,8 @@ from measure import (
 )
 from peers import DEFAULT_DIRECTORY, Peer
 
-# world steps a second that seed 001 reports from a TPU v4
-SEED_001_STEPS_PER_SECOND = 430.0
+# world steps a second that the power-grid project Tar-ive/tpu reports from a TPU v4
+TPU_PROJECT_STEPS_PER_SECOND = 430.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def main(options: Options) -> None:
             "training, world steps by the clock on the wall",
             [sample["world_steps_per_second"] for sample in ours],
             unit="per second",
-            bar=SEED_001_STEPS_PER_SECOND,
+            bar=TPU_PROJECT_STEPS_PER_SECOND,
         )
     )
     for side, rows in (("ours", ours), ("SB3 PPO on grid2op", theirs)):

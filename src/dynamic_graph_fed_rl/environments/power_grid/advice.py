@@ -326,6 +326,7 @@ def _state(environment: PowerGrid, snapshot: _Snapshot) -> GridState:
         set_point_mw=asked(network),
         shed=no_shed,
         network=network,
+        pressure=jnp.zeros_like(network.loading),
         born=jnp.zeros(level.shape, bool),
         outlook=outlook,
     )

@@ -71,6 +71,14 @@ class Prices(eqx.Module):
     span: Float[Array, ""]
 
 
+def _pressed(pressure: Float[Array, " lines"], loading: Float[Array, " lines"]) -> Float[Array, " lines"]:
+    """A line's pressure after one more decision: it builds up above 97 % of the rating and falls below it.
+
+    The ascent of a limit's shadow price (dual ascent): as long as a line stays overloaded, relief becomes dearer.
+    """
+    return jnp.clip(pressure + 3.0 * (loading - 0.97), 0.0, 10.0)
+
+
 class PowerGrid(Environment):
     """Dispatch of a transmission grid by the agents of its regions.
 
@@ -165,6 +173,7 @@ class PowerGrid(Environment):
             set_point_mw=set_point,
             shed=no_shed,
             network=eqx.tree_at(lambda n: n.overload_steps, network, jnp.zeros_like(network.overload_steps)),
+            pressure=jnp.zeros_like(network.loading),
             born=jnp.zeros(level.shape, bool),
             outlook=self._outlook(scenario, weather, day, minute, network),
         )
@@ -214,6 +223,7 @@ class PowerGrid(Environment):
             set_point_mw=jnp.minimum(target, available),
             shed=shed,
             network=network,
+            pressure=_pressed(state.pressure, network.loading),
             born=network.live & ~state.network.live,
             outlook=self._outlook(state.kind, weather, state.day, minute, network),
         )

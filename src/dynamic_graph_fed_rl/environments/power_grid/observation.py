@@ -1,4 +1,4 @@
-"""What agents see of a grid: local graphs with a halo, or the flat vector of seed-style agents.
+"""What agents see of a grid: local graphs with a halo, or the flat vector of agents that expect a vector.
 
 Besides measurements the columns hold what a transmission operator publishes to its regions: how each bus relieves
 or aggravates the lines that are congested now, or would be under the schedule, and its marginal losses.
@@ -30,7 +30,7 @@ NODE_COLUMNS = (
     Column("generation", "100 MW"),
     Column("upward_room", "100 MW"),
     Column("farm_change_next_hour", "100 MW"),
-    Column("congestion_now", "MW a MW"),
+    Column("congestion_price", "pressure a MW"),
     Column("congestion_ahead", "MW a MW"),
     Column("marginal_losses", "0.1 MW a MW"),
 )
@@ -65,7 +65,7 @@ SLOT_COLUMNS = (
     Column("schedule", "100 MW"),
     Column("upward_room", "100 MW"),
     Column("price_gap", "price span"),
-    Column("congestion_now", "MW a MW"),
+    Column("congestion_price", "pressure a MW"),
     Column("congestion_ahead", "MW a MW"),
     Column("loss_price", "price span"),
     Column("load", "100 MW"),
@@ -74,10 +74,10 @@ _UNRATED_MVA = 9999.0
 
 
 class Signals(eqx.Module):
-    """Sensitivities a bus: congestion now and under the schedule [MW of relief-weighted flow a MW injected],
+    """Sensitivities a bus: to the pressure on the lines, to their loading under the schedule [weighted MW a MW],
     marginal losses [MW a MW]; and the flow [MW] and loading expected under the schedule a line."""
 
-    congestion_now: Float[Array, " buses"]
+    congestion_price: Float[Array, " buses"]
     congestion_ahead: Float[Array, " buses"]
     losses: Float[Array, " buses"]
     p_ahead_mw: Float[Array, " lines"]
@@ -103,7 +103,7 @@ def signals(environment: "PowerGrid", state: GridState) -> Signals:
 
     weights = jnp.stack(
         [
-            pressed(network.loading, network.p_from_mw),
+            jnp.sign(network.p_from_mw) * state.pressure,
             pressed(loading_ahead, p_ahead),
             2.0 * grid.resistance * network.p_from_mw / base,
         ]
@@ -251,7 +251,7 @@ def _node_features(environment: "PowerGrid", state: GridState, signal: Signals) 
         at_buses(network.generation_mw) / 100.0,
         at_buses(jnp.maximum(state.available_mw - network.generation_mw, 0.0)) / 100.0,
         at_buses(outlook.available_hour_mw - state.available_mw) / 100.0,
-        signal.congestion_now,
+        signal.congestion_price,
         signal.congestion_ahead,
         signal.losses / 0.1,
     ]
@@ -325,7 +325,7 @@ def _slot_features(
     demand = (environment.grid.load_mw * state.level)[environment.shed_bus]
     columns = [jnp.concatenate([column, jnp.zeros(loads)]) for column in of_units]
     columns += [
-        signal.congestion_now[bus],
+        signal.congestion_price[bus],
         signal.congestion_ahead[bus],
         # what a megawatt here saves in losses, as a price
         -outlook.price * signal.losses[bus] / span,

@@ -65,7 +65,8 @@ class GridState(eqx.Module):
     """One world: the kind of day, where in it, the weather, what was asked of the units, and the network.
 
     `level` and `available_mw` are the present demand over nominal and possible output; `shed` the share of each
-    bus's load given up; `born` the buses reconnected by the last decision.
+    bus's load given up; `pressure` how far and how long each line has been loaded to its limit; `born` the buses
+    reconnected by the last decision.
     """
 
     kind: Scenario
@@ -78,6 +79,7 @@ class GridState(eqx.Module):
     set_point_mw: Float[Array, " units"]
     shed: Float[Array, " buses"]
     network: Network
+    pressure: Float[Array, " lines"]
     born: Bool[Array, " buses"]
     outlook: Outlook
 
