@@ -6,7 +6,6 @@ from functools import reduce
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.algorithms.base import Algorithm
@@ -119,19 +118,3 @@ def evaluation_keys(first_seed: int, seeds: int) -> Key[Array, " seeds"]:
     """Keys of held-out seeds `first_seed` to `first_seed + seeds - 1`."""
     numbers = jnp.arange(first_seed, first_seed + seeds)
     return jax.vmap(lambda seed: stream_key(EVALUATION_STREAM, seed))(numbers)
-
-
-def evaluate(
-    controllers: dict[str, Controller],
-    environment: Environment,
-    owners: int | None,
-    keys: Key[Array, " seeds"],
-) -> dict[str, dict[str, np.ndarray]]:
-    """`results[controller][metric]`, one value a seed."""
-    return {
-        name: {
-            metric: np.asarray(values)
-            for metric, values in run_episodes(controller, environment, owners, keys).items()
-        }
-        for name, controller in controllers.items()
-    }
