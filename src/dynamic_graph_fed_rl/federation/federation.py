@@ -1,131 +1,114 @@
 """What a federation does around a round: who takes part before it, and the exchange after it.
 
-Pure functions over stacked parameters `[A, ...]`. A federation does not know what is being learned and never sees
-experience.
+Pure functions over the agents' parameters as rows of a matrix (`sharing.py` makes them). A federation does not know
+what is being learned and never sees experience.
 """
 
-import abc
 from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from dynamic_graph_fed_rl.federation.aggregators import Aggregator
-from dynamic_graph_fed_rl.federation.overlay import Overlay, present
+from dynamic_graph_fed_rl.federation.attacks import Attack
+from dynamic_graph_fed_rl.federation.method import Exchanged, Method
+from dynamic_graph_fed_rl.federation.schedule import Plan, Schedule, ScheduleState
 
-State = TypeVar("State")
+MethodState = TypeVar("MethodState")
 
 
-class Plan(eqx.Module):
-    """Who works in a round and how much each update will weigh."""
+class FederationState(eqx.Module, Generic[MethodState]):
+    """What the method keeps, where the virtual clock stands, and what the attackers remember."""
 
-    active: Bool[Array, " agents"]
+    method: MethodState
+    schedule: ScheduleState
+    attack: PyTree
+
+
+class Federation(eqx.Module):
+    """`init`, `plan` before a round, `exchange` after it.
+
+    **Fields:** `method` is how parameters travel (servers, gossip, not at all); `schedule` decides who works
+    when; `weights` how much each agent's update counts; `attack` is what the agents in `byzantine` send instead of
+    their updates; an update overtaken by s versions weighs `(1 + s) ** -staleness_power`.
+    """
+
+    method: Method
+    schedule: Schedule
     weights: Float[Array, " agents"]
+    byzantine: Bool[Array, " agents"]
+    staleness_power: Float[Array, ""]
+    attack: Attack | None = None
 
+    @staticmethod
+    def simple(method: Method, agents: int) -> "Federation":
+        """Everybody takes part in every round, weighs the same and is honest."""
+        nobody = jnp.zeros(agents, bool)
+        return Federation(method, Schedule.simple(agents), jnp.ones(agents), nobody, jnp.zeros(()))
 
-class Federation(eqx.Module, Generic[State]):
-    """`init`, `plan` before a round, `exchange` after it."""
+    @property
+    def agents(self) -> int:
+        return self.weights.shape[0]
 
-    agents: int = eqx.field(static=True)
+    @property
+    def acts_randomly(self) -> Bool[Array, " agents"] | None:
+        """Attackers that act at random in their worlds and send what they learn from it, if these attack so."""
+        return self.byzantine if self.attack is not None and self.attack.acts_randomly else None
 
-    @abc.abstractmethod
-    def init(self, shared: PyTree) -> State: ...
+    def init(self, vectors: Float[Array, "agents size"]) -> FederationState:
+        attack = None if self.attack is None else self.attack.init(*vectors.shape)
+        return FederationState(self.method.init(vectors), self.schedule.init(), attack)
 
-    def plan(self, key: PRNGKeyArray, state: State) -> tuple[State, Plan]:
-        """Synchronous: everybody works in every round and weighs the same."""
-        return state, Plan(jnp.ones(self.agents, bool), jnp.ones(self.agents))
+    def plan(self, key: PRNGKeyArray, state: FederationState) -> tuple[FederationState, Plan]:
+        """Who finishes a round in this tick, who can be heard, and how much each update counts."""
+        schedule, active, reachable = self.schedule.advance(key, state.schedule)
+        stale = self.method.staleness(state.method)
+        weights = self.weights * (1.0 + stale) ** -self.staleness_power
+        state = eqx.tree_at(lambda s: s.schedule, state, schedule)
+        return state, Plan(active, reachable, weights)
 
-    @abc.abstractmethod
     def exchange(
-        self, key: PRNGKeyArray, state: State, shared: PyTree, plan: Plan
-    ) -> tuple[State, PyTree, dict[str, Float[Array, ""]]]:
-        """New federation state, what each agent goes on with `[A, ...]`, and a report."""
+        self, key: PRNGKeyArray, state: FederationState, own: Float[Array, "agents size"], plan: Plan
+    ) -> tuple[FederationState, Float[Array, "agents size"], dict[str, Float[Array, ""]]]:
+        """New state, the parameters that each agent goes on with, and a report."""
+        attack_key, method_key = jax.random.split(key)
+        updates, memory = own - self.method.held(state.method), state.attack
+        if self.attack is not None:
+            updates, memory = self.attack(updates, self.byzantine, plan.active, memory, attack_key)
+        # `plan` has already moved the clock on
+        tick = state.schedule.tick - 1
+        method, mixed, info = self.method.exchange(method_key, state.method, own, updates, plan, tick)
+        report = info | {
+            "active": plan.active.sum().astype(jnp.float32),
+            "disagreement": _disagreement(own),
+            "releases": self.method.releases(method).astype(jnp.float32),
+        }
+        return FederationState(method, state.schedule, memory), mixed, report
 
 
-def parameter_bytes(shared: PyTree) -> int:
-    """Bytes of one agent's parameters as they travel (float32, no codec); `shared` is `[A, ...]`."""
-    return sum(leaf.size // leaf.shape[0] * leaf.dtype.itemsize for leaf in jax.tree.leaves(shared))
-
-
-class Independent(Federation[None]):
+class Alone(Method[Float[Array, "agents one"]]):
     """Nobody exchanges anything. With one agent over the whole network this is centralised learning."""
 
-    def init(self, shared: PyTree) -> None:
-        return None
+    def init(self, vectors: Float[Array, "agents size"]) -> Float[Array, "agents one"]:
+        # what would be sent is never looked at: one number that broadcasts
+        return jnp.zeros((vectors.shape[0], 1))
+
+    def held(self, state: Float[Array, "agents one"]) -> Float[Array, "agents one"]:
+        return state
 
     def exchange(
-        self, key: PRNGKeyArray, state: None, shared: PyTree, plan: Plan
-    ) -> tuple[None, PyTree, dict[str, Float[Array, ""]]]:
-        return None, shared, {"bytes": jnp.zeros(()), "disagreement": _disagreement(shared)}
+        self,
+        key: PRNGKeyArray,
+        state: Float[Array, "agents one"],
+        own: Float[Array, "agents size"],
+        updates: Float[Array, "agents size"],
+        plan: Plan,
+        tick: Int[Array, ""],
+    ) -> Exchanged:
+        return state, own, {"bytes": jnp.zeros(()), "rejected": jnp.zeros(())}
 
 
-class ServerState(eqx.Module):
-    """The server's model, which everybody last received, and the aggregator's memory."""
-
-    base: PyTree
-    aggregator: PyTree
-
-
-class Server(Federation[ServerState]):
-    """A server adds the aggregate of the agents' updates to its model and sends the model to everybody."""
-
-    aggregator: Aggregator
-
-    def init(self, shared: PyTree) -> ServerState:
-        base = jax.tree.map(lambda leaf: leaf[0], shared)
-        return ServerState(base, self.aggregator.init(base))
-
-    def exchange(
-        self, key: PRNGKeyArray, state: ServerState, shared: PyTree, plan: Plan
-    ) -> tuple[ServerState, PyTree, dict[str, Float[Array, ""]]]:
-        updates = jax.tree.map(lambda leaf, base: leaf - base, shared, state.base)
-        weights = plan.weights * plan.active
-        update, memory, info = self.aggregator(updates, weights, state.aggregator, key)
-        base = jax.tree.map(jnp.add, state.base, update)
-        spread = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.agents, axis=0), base)
-        report = info | {
-            "bytes": 2.0 * plan.active.sum() * parameter_bytes(shared),
-            "disagreement": _disagreement(shared),
-        }
-        return ServerState(base, memory), spread, report
-
-
-class Gossip(Federation[PyTree]):
-    """No server: each agent aggregates the differences of its neighbours to itself, weighted by the overlay."""
-
-    aggregator: Aggregator
-    overlay: Overlay
-
-    def init(self, shared: PyTree) -> PyTree:
-        return jax.vmap(self.aggregator.init)(shared)
-
-    def exchange(
-        self, key: PRNGKeyArray, state: PyTree, shared: PyTree, plan: Plan
-    ) -> tuple[PyTree, PyTree, dict[str, Float[Array, ""]]]:
-        overlay_key, rule_key = jax.random.split(key)
-        mixing = present(self.overlay.weights(overlay_key), plan.active)
-        mixing = mixing * plan.weights[None, :]
-        mixing = mixing / mixing.sum(1, keepdims=True)
-
-        def receive(
-            row: Float[Array, " agents"], own: PyTree, memory: PyTree, one_key: PRNGKeyArray
-        ) -> tuple[PyTree, PyTree]:
-            updates = jax.tree.map(lambda leaf, mine: leaf - mine, shared, own)
-            update, memory, _ = self.aggregator(updates, row, memory, one_key)
-            return jax.tree.map(jnp.add, own, update), memory
-
-        keys = jax.random.split(rule_key, self.agents)
-        # one receiver at a time: the differences of all pairs at once would be A times the parameters
-        mixed, memory = jax.lax.map(lambda row: receive(*row), (mixing, shared, state, keys))
-        heard = ((mixing > 0) & ~jnp.eye(self.agents, dtype=bool)).sum()
-        report = {"bytes": 1.0 * heard * parameter_bytes(shared), "disagreement": _disagreement(shared)}
-        return memory, mixed, report
-
-
-def _disagreement(shared: PyTree) -> Float[Array, ""]:
+def _disagreement(vectors: Float[Array, "agents size"]) -> Float[Array, ""]:
     """Root mean square distance of the agents' parameters to their mean, before the exchange."""
-    squares = [((leaf - leaf.mean(0)) ** 2).sum() for leaf in jax.tree.leaves(shared)]
-    agents = jax.tree.leaves(shared)[0].shape[0]
-    return jnp.sqrt(sum(squares, jnp.zeros(())) / agents)
+    return jnp.sqrt(((vectors - vectors.mean(0)) ** 2).sum(1).mean())
