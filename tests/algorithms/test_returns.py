@@ -1,4 +1,4 @@
-"""Advantages against a NumPy loop over episodes."""
+"""Advantages and returns against NumPy loops over episodes; standardisation."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamic_graph_fed_rl.algorithms.returns import generalised_advantage
+from dynamic_graph_fed_rl.algorithms.returns import (
+    ReturnScale,
+    generalised_advantage,
+    masked_standardise,
+    returns_to_go,
+)
 
 advantages = jax.jit(generalised_advantage)
 
@@ -63,3 +68,49 @@ def test_trace_one_gives_returns_and_trace_zero_one_step_errors():
     np.testing.assert_allclose(full + value, np.cumsum(reward[::-1])[::-1], rtol=1e-4, atol=1e-5)
     short = generalised_advantage(reward, value, ahead, ends, no, 1.0, 0.0)
     np.testing.assert_allclose(short, reward + jnp.where(ends, 0, ahead) - value, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_returns_to_go_against_a_loop(seed, discount):
+    rng = np.random.default_rng(seed)
+    reward, ended = rng.normal(size=(12, 3)).astype(np.float32), rng.random((12, 3)) < 0.2
+    returns, known = jax.jit(returns_to_go)(reward, ended, discount)
+    for t in range(12):
+        for b in range(3):
+            after = np.flatnonzero(ended[t:, b])
+            last = t + after[0] if len(after) else 11
+            expected = sum(discount ** (k - t) * reward[k, b] for k in range(t, last + 1))
+            assert abs(returns[t, b] - expected) < 1e-4
+            assert known[t, b] == bool(len(after))
+
+
+def test_masked_values_are_standardised_among_themselves():
+    rng = np.random.default_rng(0)
+    values, mask = rng.normal(3.0, 7.0, (20, 4)).astype(np.float32), rng.random((20, 4)) < 0.5
+    kept = values[mask]
+    expected = np.where(mask, (values - kept.mean()) / kept.std(), 0.0)
+    standardised = masked_standardise(jnp.asarray(values), jnp.asarray(mask))
+    np.testing.assert_allclose(standardised, expected, atol=1e-5)
+    nothing = masked_standardise(jnp.asarray(values), jnp.zeros((20, 4), bool))
+    np.testing.assert_array_equal(nothing, np.zeros_like(values))
+
+
+def test_returns_are_standardised_whatever_their_scale():
+    """The first batch counts fully, scale and shift of all returns are undone, and the past is forgotten."""
+    rng = np.random.default_rng(0)
+    batches = jnp.asarray(rng.normal(size=(5, 512)), jnp.float32)
+    first = ReturnScale.initial().update(7.0 + 3.0 * batches[0])
+    standard = np.asarray(first.standardise(7.0 + 3.0 * batches[0]))
+    # an eighth of a standard deviation is three standard errors of the median of 512 draws
+    assert abs(standard.mean()) < 0.125 and abs(standard.std() - 1) < 0.125
+    plain, moved = ReturnScale.initial(), ReturnScale.initial()
+    for batch in batches:
+        plain, moved = plain.update(batch), moved.update(80.0 + 50.0 * batch)
+    values = jnp.asarray([-1.0, 0.0, 5.0])
+    np.testing.assert_allclose(
+        moved.standardise(80.0 + 50.0 * values), plain.standardise(values), rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(moved.restore(moved.standardise(values)), values, rtol=1e-4, atol=1e-4)
+    for batch in rng.normal(size=(150, 512)):
+        moved = moved.update(jnp.asarray(batch, jnp.float32))
+    np.testing.assert_allclose(moved.standardise(values), values, atol=0.2)

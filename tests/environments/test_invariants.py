@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dynamic_graph_fed_rl.environments.base import Environment
 from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
+from dynamic_graph_fed_rl.environments.drift.settings import DriftSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
 
@@ -25,11 +26,12 @@ class Row(NamedTuple):
 
     environment: str
     agents: int
-    settings: PowerGridSettings | CartPoleSettings
+    settings: PowerGridSettings | CartPoleSettings | DriftSettings
 
 
 TABLE = {
     "cartpole": Row("cartpole", 1, CartPoleSettings(time_limit=20)),
+    "drift": Row("drift", 1, DriftSettings(first_difficulty=5.0, time_limit=20)),
     "power-grid": Row(
         "power-grid",
         3,

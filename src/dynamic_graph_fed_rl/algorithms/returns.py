@@ -1,5 +1,6 @@
 """Returns and advantages; the maths that algorithms share."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -27,3 +28,71 @@ def generalised_advantage(
         return advantage, advantage
 
     return jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, carry), reverse=True)[1]
+
+
+def returns_to_go(
+    reward: Float[Array, "T *batch"], ended: Bool[Array, "T *batch"], discount: Float[Array, ""] | float
+) -> tuple[Float[Array, "T *batch"], Bool[Array, "T *batch"]]:
+    """Discounted sums of the rewards from each row to the end of its episode, and whether that end is among the
+    rows: where it is not, the sum is cut short."""
+
+    def back(later: tuple[Array, Array], row: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple]:
+        gained, over = row
+        now = gained + discount * jnp.where(over, 0.0, later[0]), over | later[1]
+        return now, now
+
+    start = jnp.zeros_like(reward[0]), jnp.zeros_like(ended[0])
+    return jax.lax.scan(back, start, (reward, ended), reverse=True)[1]
+
+
+def masked_standardise(values: Float[Array, "*rows"], mask: Bool[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """Values less the mean of the masked ones, over their standard deviation; 0 outside the mask."""
+    count = jnp.maximum(mask.sum(), 1)
+    mean = jnp.where(mask, values, 0.0).sum() / count
+    centred = jnp.where(mask, values - mean, 0.0)
+    return centred / (jnp.sqrt((centred**2).sum() / count) + 1e-6)
+
+
+class ReturnScale(eqx.Module):
+    """Running location and spread of the agent's returns; the critic predicts standardised returns.
+
+    Robust ones, so that rare disasters do not flatten everything else.
+    """
+
+    location: Float[Array, ""]
+    spread: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @staticmethod
+    def initial() -> "ReturnScale":
+        return ReturnScale(jnp.zeros(()), jnp.ones(()), jnp.zeros(()))
+
+    def update(self, returns: Float[Array, "*rows"], memory: float = 0.9) -> "ReturnScale":
+        """Exponential moving averages with bias correction: the first batch counts fully."""
+        weight = memory * self.weight + (1 - memory)
+        rate = (1 - memory) / weight
+        location, spread = robust_moments(returns)
+        return ReturnScale(
+            self.location + rate * (location - self.location),
+            self.spread + rate * (spread - self.spread),
+            weight,
+        )
+
+    def standardise(self, returns: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
+        return (returns - self.location) / self.spread
+
+    def restore(self, value: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
+        return value * self.spread + self.location
+
+
+def robust_moments(values: Float[Array, "*rows"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and standard deviation of the values, those far from the median pulled in first.
+
+    Far is five times the median absolute deviation (scaled by 1.4826, its normal consistency), or where more than
+    half of the values agree, five standard deviations.
+    """
+    median = jnp.median(values)
+    deviation = 1.4826 * jnp.median(jnp.abs(values - median))
+    reach = 5.0 * jnp.where(deviation > 1e-6, deviation, values.std())
+    near = jnp.clip(values, median - reach, median + reach)
+    return near.mean(), near.std() + 1e-6

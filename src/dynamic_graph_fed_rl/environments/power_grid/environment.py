@@ -76,7 +76,7 @@ def _pressed(pressure: Float[Array, " lines"], loading: Float[Array, " lines"]) 
 
     The ascent of a limit's shadow price (dual ascent): as long as a line stays overloaded, relief becomes dearer.
     """
-    return jnp.clip(pressure + 3.0 * (loading - 0.97), 0.0, 10.0)
+    return jnp.clip(pressure + 10.0 * (loading - 0.97), 0.0, 40.0)
 
 
 class PowerGrid(Environment):
