@@ -59,7 +59,7 @@ def our_worlds(copies: int, steps_per_decision: int) -> Any:
         decision_interval=steps_per_decision,
         training_decisions=240 // steps_per_decision,
     )
-    return build(experiment).trainer.worlds
+    return build(experiment).trainer.groups[0].worlds
 
 
 def our_side(

@@ -60,7 +60,8 @@ def our_side(rounds: int) -> tuple[dict[str, Any], Callable[[], dict[str, float]
     import jax
 
     trainer = our_trainer()
-    spec = trainer.worlds.spec
+    worlds = trainer.groups[0].worlds
+    spec = worlds.spec
     with Stopwatch() as compiling:
         training = trainer.init(jax.random.key(0))
         training, _ = jax.block_until_ready(trainer.run_round(training))
@@ -73,14 +74,14 @@ def our_side(rounds: int) -> tuple[dict[str, Any], Callable[[], dict[str, float]
             for _ in range(rounds):
                 training, metrics = trainer.run_round(training)
             jax.block_until_ready((training, metrics))
-        steps = rounds * trainer.steps_per_round
+        steps = rounds * int(metrics["world_steps"])
         return rates(stopwatch, world_steps=steps, decisions=steps / spec.steps_per_decision)
 
     description = {
-        "agents": trainer.worlds.agents,
-        "worlds": trainer.worlds.copies,
+        "agents": trainer.agents,
+        "worlds": worlds.copies,
         "steps_per_decision": spec.steps_per_decision,
-        "decisions_per_round": trainer.steps_per_round // spec.steps_per_decision,
+        "decisions_per_round": worlds.copies * trainer.decisions_per_round,
         "compile_wall_seconds": compiling.wall_seconds,
         "compile_cpu_seconds": compiling.cpu_seconds,
     }

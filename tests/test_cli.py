@@ -19,7 +19,7 @@ _SMALL = (
     "--time-limit 20 --evaluation-seeds 3"
 )
 SMALL = _SMALL.split()
-COMMANDS = ["train", "train power-grid", "train cartpole", "evaluate", "act", "power-flow", "list"]
+COMMANDS = ["train", "train power-grid", "train cartpole", "train drift", "evaluate", "act", "power-flow", "list"]
 
 
 def status_of(words: str | list[str]) -> int:
@@ -56,6 +56,18 @@ def test_help_shows_meanings_and_defaults(capsys) -> None:
     assert "--time-limit" not in shown and "--environment" not in shown
 
 
+def test_the_algorithm_chooses_the_options(capsys) -> None:
+    assert status_of("train drift --algorithm reinforce --help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    default = f"(default: {default_experiment('drift', algorithm='reinforce').learning.learning_rate})"
+    for text in (default, "--first-difficulty FLOAT", "--proximal FLOAT"):
+        assert text in shown
+    assert "--clip FLOAT" not in shown and "--trace" not in shown
+    assert status_of("train drift --algorithm=a2c --help") == 0
+    shown = capsys.readouterr().out
+    assert "--trace FLOAT" in shown and "--clip FLOAT" not in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -63,6 +75,9 @@ def test_help_shows_meanings_and_defaults(capsys) -> None:
         ("train venus", "environment 'venus': unknown; known: power-grid, cartpole"),
         ("train", "name an environment first; known: power-grid, cartpole"),
         ("train cartpole --agents 0", "agents 0: must be at least 1"),
+        ("train drift --algorithm dqn", "algorithm 'dqn': unknown; known: ppo, a2c, reinforce"),
+        ("train drift --difficulty-spacing -0.2", "agent 3 would have difficulty -0.1; must be above 0"),
+        ("train drift --algorithm reinforce --proximal 1", "proximal 1.0: does nothing in a round of one gradient"),
         ("train cartpole --keep 0", "keep 0: must be at least 1"),
         ("train power-grid --case ieee14 --agents 15", "has 14 connected buses"),
         ("train power-grid --case ieee15", "known: ieee14, ieee30, ieee57, ieee118, ieee300"),
@@ -184,6 +199,22 @@ def test_a_run_is_not_overwritten_nor_changed(finished, capsys) -> None:
     assert status_of(["act", str(finished), "--example"]) == 2
     assert "no advisory use" in capsys.readouterr().err
     assert repeatable(finished) == before
+
+
+def test_reinforce_from_the_command_line_and_from_its_file(tmp_path, capsys) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = "train drift --algorithm reinforce --agents 2 --rounds 1 --worlds 2 --time-limit 5 --width 4"
+    small = [*words.split(), "--decisions-per-round", "5", "--evaluation-seeds", "2"]
+    assert status_of([*small, "--out", str(first)]) == 0
+    summary = json.loads((first / "summary.json").read_text())
+    assert (summary["environment"], summary["algorithm"]) == ("drift", "reinforce")
+    assert {"do-nothing", "random", "push-back"} < set(summary["evaluation"]["standard"])
+    config = (first / "config.yaml").read_text()
+    assert "algorithm: reinforce\n" in config and "\nclip:" not in config
+    assert status_of(["train", "--config", str(first / "config.yaml"), "--out", str(second)]) == 0
+    assert (second / "config.yaml").read_text() == config
+    assert status_of(["train", "drift", "--algorithm", "ppo", "--resume", "--out", str(first)]) == 2
+    assert "is a run of algorithm 'reinforce', not 'ppo'" in capsys.readouterr().err
 
 
 def test_a_configuration_file_gives_the_same_run(finished, tmp_path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import dynamic_graph_fed_rl.algorithms.ppo
 import dynamic_graph_fed_rl.environments.power_grid.build
 import dynamic_graph_fed_rl.training.trainer  # noqa: F401
+from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS
 from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
 from dynamic_graph_fed_rl.experiment import (
@@ -22,7 +23,14 @@ from dynamic_graph_fed_rl.experiment import (
 
 OTHER = {
     "power-grid": {"case": "ieee57", "scenarios": ("peak",), "line_failure_rate": 0.01, "radius": 2, "agents": 3},
-    "cartpole": {"time_limit": 100, "half_length_m": 0.7, "federation": "gossip", "overlay": "complete"},
+    "drift": {"first_difficulty": 0.3, "algorithm": "reinforce", "epochs": 2, "proximal": 0.1},
+    "cartpole": {
+        "time_limit": 100,
+        "half_length_m": 0.7,
+        "federation": "gossip",
+        "overlay": "complete",
+        "agent_weights": (1.0, 2.0, 1.0, 1.0),
+    },
 }
 
 
@@ -39,8 +47,10 @@ def test_yaml_round_trip(tmp_path, environment):
 def test_yaml_has_every_field_under_its_own_name():
     experiment = default_experiment("power-grid")
     written = {line.split(":")[0] for line in to_yaml(experiment).splitlines() if not line.startswith(("-", " "))}
-    parts = (experiment, experiment.settings, experiment.learning)
-    names = [field.name for part in parts for field in fields(part) if field.name not in ("settings", "learning")]
+    parts = {name: getattr(experiment, name) for name in ("settings", "learning", "exchange")}
+    names = [
+        field.name for part in (experiment, *parts.values()) for field in fields(part) if field.name not in parts
+    ]
     assert written == set(names)
     # one name for one thing: no part may reuse another's
     assert len(set(names)) == len(names)
@@ -61,6 +71,8 @@ def test_a_partial_file_keeps_the_other_defaults(tmp_path):
         ("rounds: 3", "needs 'environment"),
         ("environment: chess", "'chess': unknown; known: power-grid, cartpole"),
         ("environment: cartpole\nroundz: 3", "'roundz'.*did you mean rounds"),
+        ("environment: cartpole\nalgorithm: [ppo]", "algorithm .'ppo'.: must be text"),
+        ("environment: cartpole\nalgorithm: reinforce\nclip: 0.1", "'clip': unknown .* algorithm 'reinforce'"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, text, message):
@@ -126,6 +138,36 @@ def test_other_impossible_experiments_are_refused(values, message):
         default_experiment("power-grid", **values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"proximal": -0.1}, "proximal -0.1: must be at least 0"),
+        ({"proximal": 0.1}, "proximal 0.1: does nothing in a round of one gradient step"),
+        ({"epochs": 0}, "epochs 0: must be at least 1"),
+    ],
+)
+def test_what_an_algorithm_cannot_do_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        default_experiment("drift", algorithm="reinforce", **values)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_algorithm_chooses_its_settings_and_its_defaults(environment, algorithm):
+    experiment = default_experiment(environment, algorithm=algorithm)
+    assert type(experiment.learning) is ALGORITHMS[algorithm].settings
+    expected = ENVIRONMENTS[environment].defaults | ENVIRONMENTS[environment].learning[algorithm]
+    for name, value in expected.items():
+        assert getattr(experiment.learning, name, getattr(experiment, name, None)) == value
+
+
+def test_hyperparameters_must_be_those_of_the_algorithm():
+    with pytest.raises(ValueError, match="'reinforce' takes ReinforceSettings, not PPOSettings"):
+        Experiment(algorithm="reinforce")
+    with pytest.raises(ValueError, match="'a2c' takes A2CSettings, not PPOSettings"):
+        with_fields(default_experiment("cartpole"), {"algorithm": "a2c"})
+
+
 def test_settings_must_be_those_of_the_environment():
     with pytest.raises(ValueError, match="'power-grid' takes PowerGridSettings, not CartPoleSettings"):
         Experiment(settings=CartPoleSettings(), environment="power-grid")
@@ -159,9 +201,9 @@ def nothing_compiles(monkeypatch):
         ({"case": "ieee14", "max_shed": 0.0}, "max_shed 0.0"),
         ({"case": "ieee14", "max_outages": 1}, "max_outages 1"),
         ({"case": "ieee14", "profiles": "/nowhere/days.csv"}, "days.csv"),
-        ({"federation": "star"}, "'star': unknown; known: server, gossip, independent, centralised"),
+        ({"federation": "star"}, "'star': unknown; known: server, tree, gossip, independent"),
         ({"federation": "gossip", "overlay": "torus"}, "'torus': unknown; known: complete, ring, random"),
-        ({"aggregator": "median"}, "'median': unknown; known: mean"),
+        ({"aggregator": "middle"}, "'middle': unknown; known: mean"),
         ({"algorithm": "sac"}, "'sac': unknown; known: ppo"),
         ({"observation": "pixels"}, "'pixels': unknown; known: graph, flat"),
     ],
@@ -174,13 +216,14 @@ def test_impossible_settings_are_refused_before_compilation(nothing_compiles, va
 @pytest.mark.parametrize(
     ("federation", "agents", "kind"),
     [
-        ("server", 3, "Server"),
+        ("server", 3, "Hierarchy"),
+        ("tree", 3, "Hierarchy"),
         ("gossip", 3, "Gossip"),
-        ("independent", 3, "Independent"),
-        ("centralised", 1, "Independent"),
+        ("independent", 3, "Alone"),
+        ("centralised", 1, "Alone"),
     ],
 )
 def test_federations_are_built_by_name(federation, agents, kind):
     built = build(default_experiment("cartpole", agents=3, federation=federation, worlds=4))
-    assert type(built.trainer.federation).__name__ == kind
-    assert built.trainer.worlds.agents == built.trainer.federation.agents == agents
+    assert type(built.trainer.federation.method).__name__ == kind
+    assert built.trainer.agents == built.trainer.federation.agents == agents

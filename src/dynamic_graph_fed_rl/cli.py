@@ -20,6 +20,7 @@ Federated reinforcement learning for networks that keep changing.
   act RUN           one snapshot in, the advised set-points out
   power-flow CASE   solve one grid case and print it
   list              environments, scenarios, baselines, algorithms, federations
+  benchmark [NAME]  run a benchmark; without NAME, list them
 
 dgfrl COMMAND --help tells a command's options with their defaults. DGFRL_CACHE_DIR moves the folder of
 compiled programs, DGFRL_DEBUG=1 shows where in the code an error arose.
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "act": _act,
         "power-flow": _power_flow,
         "list": _list,
+        "benchmark": _benchmark,
     }
     if not words or words[0] in ("-h", "--help"):
         print(_HELP, end="")
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS
     from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
     from dynamic_graph_fed_rl.experiment import default_experiment, from_yaml, known
     from dynamic_graph_fed_rl.options import Settings, Train, parse
@@ -82,18 +85,22 @@ def _train(words: list[str]) -> int:
 
     # what stands where no option is given: a file, the run to go on with, or the environment's defaults
     config = _early(words, "--config")
+    algorithm = _early(words, "--algorithm") or None
+    if algorithm is not None:
+        known("algorithm", algorithm, ALGORITHMS)
+    chosen = {} if algorithm is None else {"algorithm": algorithm}
     if asks_help:
-        base = default_experiment(environment or next(iter(ENVIRONMENTS)))
+        base = default_experiment(environment or next(iter(ENVIRONMENTS)), **chosen)
         if environment is None:
             print(_TRAIN_HELP.format(environments=", ".join(ENVIRONMENTS), shown=base.environment))
     elif config is not None:
-        base = from_yaml(config, environment)
+        base = from_yaml(config, environment, algorithm)
     elif "--resume" in words:
-        base = _stored(environment, _early(words, "--out"))
+        base = _stored(environment, algorithm, _early(words, "--out"))
     elif environment is None:
         raise ValueError(f"train: name an environment first; known: {', '.join(ENVIRONMENTS)}")
     else:
-        base = default_experiment(environment)
+        base = default_experiment(environment, **chosen)
 
     options = parse(Train, words, f"train {base.environment}", Train(Settings.of(base)))
     experiment = options.settings.experiment()
@@ -113,7 +120,7 @@ def _early(words: list[str], name: str) -> str | None:
     return None
 
 
-def _stored(environment: str | None, out: str | None) -> "Experiment":
+def _stored(environment: str | None, algorithm: str | None, out: str | None) -> "Experiment":
     """The experiment of the run to go on with; the environment's defaults where there is none yet."""
     from dynamic_graph_fed_rl.experiment import default_experiment
     from dynamic_graph_fed_rl.training.runs import latest, open_run
@@ -123,10 +130,12 @@ def _stored(environment: str | None, out: str | None) -> "Experiment":
         stored = open_run(path)[1]
         if environment not in (None, stored.environment):
             raise ValueError(f"{path}: is a run of environment '{stored.environment}', not '{environment}'")
+        if algorithm not in (None, stored.algorithm):
+            raise ValueError(f"{path}: is a run of algorithm '{stored.algorithm}', not '{algorithm}'")
         return stored
     if environment is None:
         raise ValueError("train --resume: name the run's folder with --out, or its environment")
-    return default_experiment(environment)
+    return default_experiment(environment, **({} if algorithm is None else {"algorithm": algorithm}))
 
 
 def _evaluate(words: list[str]) -> int:
@@ -177,7 +186,11 @@ def _list(words: list[str]) -> int:
 
     from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS
     from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
-    from dynamic_graph_fed_rl.experiment import FEDERATIONS, build, default_experiment
+    from dynamic_graph_fed_rl.experiment import build, default_experiment
+    from dynamic_graph_fed_rl.federation.aggregators.registry import AGGREGATORS
+    from dynamic_graph_fed_rl.federation.attacks import ATTACKS
+    from dynamic_graph_fed_rl.federation.codecs import CODECS
+    from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, OVERLAYS
 
     console = Console(highlight=False)
 
@@ -190,11 +203,34 @@ def _list(words: list[str]) -> int:
     section("Environments", {name: entry.help for name, entry in ENVIRONMENTS.items()})
     section("Algorithms", {name: entry.help for name, entry in ALGORITHMS.items()})
     section("Federations", FEDERATIONS)
+    section("Overlays (gossip)", OVERLAYS)
+    section("Aggregators", {name: entry.help for name, entry in AGGREGATORS.items()})
+    section("Codecs", {name: entry.help for name, entry in CODECS.items()})
+    section("Attacks (experiments)", {name: entry.help for name, entry in ATTACKS.items()})
     for name in ENVIRONMENTS:
         domain = build(default_experiment(name)).domain
         section(f"Scenarios of {name}", {one: domain.help.get(one, "") for one in domain.scenarios})
         section(f"Baselines of {name}", {one: domain.help.get(one, "") for one in domain.baselines})
     return 0
+
+
+def _benchmark(words: list[str]) -> int:
+    from dynamic_graph_fed_rl import benchmark
+
+    if not words or words[0] in ("-h", "--help"):
+        print(f"{'usage: dgfrl benchmark [NAME [OPTIONS]]' if words else 'Benchmarks'}\n\n{benchmark.listing()}")
+        return 0
+    name = words[0]
+    if name in benchmark.SCRIPTS:
+        return benchmark.run_script(name, words[1:])
+    if name != benchmark.FEDERATION:
+        known = ", ".join([*benchmark.SCRIPTS, benchmark.FEDERATION])
+        raise ValueError(f"benchmark '{name}': unknown; known: {known}")
+    from dynamic_graph_fed_rl.options import BenchmarkFederation, parse
+
+    options = parse(BenchmarkFederation, words[1:], f"benchmark {name}")
+    _keep_compiled_programs()
+    return benchmark.run_federation(options.parts, options.quick, options.seeds)
 
 
 def _keep_compiled_programs() -> None:

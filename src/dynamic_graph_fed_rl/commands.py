@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,12 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dynamic_graph_fed_rl.environments.spec import Spec
-from dynamic_graph_fed_rl.evaluation.evaluate import (
-    TRAINING_STREAM,
-    LearnedPolicy,
-    evaluation_keys,
-    stream_key,
-)
+from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, LearnedPolicy, evaluation_keys, stream_key
 from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, judged_by
 from dynamic_graph_fed_rl.evaluation.report import TERMINAL_WIDTH, comparison_table, write_report
 from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, with_fields
@@ -72,7 +67,7 @@ def train(
         console.print(f"Going on after round {done} of {experiment.rounds}.")
 
     with Stop() as stop:
-        display = Display(console, experiment.rounds, trainer.worlds.spec.costs)
+        display = Display(console, experiment.rounds, built.spec.costs)
         with display.running(done):
             training = trainer.init(key) if training is None else training
             training = runs.learn(
@@ -84,6 +79,7 @@ def train(
                 keep,
                 display.update,
                 lambda: stop.asked,
+                _privacy_spent(experiment),
             )
         stopped = stop.asked
         if stopped:
@@ -101,9 +97,26 @@ def train(
         return INTERRUPTED if stop.asked else 0
 
 
+def _privacy_spent(experiment: Experiment) -> runs.Derived | None:
+    """The privacy bound after a round, under differential privacy."""
+    exchange = experiment.exchange
+    if exchange.privacy != "dp":
+        return None
+    from dynamic_graph_fed_rl.federation.privacy import epsilon
+
+    # the accountant's library is asked for before anything is compiled
+    epsilon(exchange.dp_noise, 1, 1.0, exchange.dp_delta)
+
+    def spent(row: Mapping[str, Any]) -> dict[str, float]:
+        releases = int(row["federation/releases"])
+        return {"federation/epsilon": epsilon(exchange.dp_noise, releases, 1.0, exchange.dp_delta)}
+
+    return spent
+
+
 def _evaluate(built: Built, training: Training, stop: Stop, console: Console, stopped: bool) -> dict[str, Any]:
     domain, experiment = built.domain, built.experiment
-    policy = LearnedPolicy(built.trainer.algorithm, training.learners)
+    policy = built.policy(training)
     keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
     # a stop of the training is not one of the evaluation, which a second signal ends
     stopping = (lambda: False) if stopped else (lambda: stop.asked)
@@ -120,18 +133,19 @@ def _conclude(
 ) -> dict[str, Any]:
     """`summary.json` and the report, with what there is."""
     experiment, trainer, domain = built.experiment, built.trainer, built.domain
-    spec = trainer.worlds.spec
+    spec = built.spec
     rounds = int(training.round)
-    seconds = sorted(row["round_seconds"] for _, row in runs.read_rows(run.metrics))
+    rows = [row for _, row in runs.read_rows(run.metrics)]
+    speeds = sorted(row["env_steps_per_second"] for row in rows)
     summary = {
         "environment": experiment.environment,
         "algorithm": experiment.algorithm,
         "federation": experiment.federation,
-        "agents": trainer.worlds.agents,
+        "agents": trainer.agents,
         "rounds": rounds,
-        "env_steps": rounds * trainer.steps_per_round,
+        "env_steps": rows[-1]["env_steps"] if rows else 0,
         # of the median round: the first of a session compiles
-        "env_steps_per_second": trainer.steps_per_round / seconds[len(seconds) // 2] if seconds else None,
+        "env_steps_per_second": speeds[len(speeds) // 2] if speeds else None,
         "wall_seconds": wall_seconds,
         "first_seed": experiment.first_seed,
         "evaluation": evaluation,
@@ -140,7 +154,7 @@ def _conclude(
     checkpoint.write_whole(run.summary, content.encode())
     run.report.mkdir(exist_ok=True)
     if evaluation and domain.illustrate is not None:
-        policy = LearnedPolicy(trainer.algorithm, training.learners)
+        policy = built.policy(training)
         keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
         domain.illustrate(run.report, policy, episodes_of(domain, keys))
     write_report(run.path, judged_by(spec), spec.headline)
@@ -148,7 +162,7 @@ def _conclude(
 
 
 def _tell(built: Built, run: runs.RunFolder, summary: dict[str, Any], console: Console) -> None:
-    spec = built.trainer.worlds.spec
+    spec = built.spec
     if summary["evaluation"]:
         _print_table(summary["evaluation"], spec, console)
     speed = summary["env_steps_per_second"]
@@ -216,7 +230,7 @@ def evaluate(
     if as_json:
         print(json.dumps(evaluation, indent=1))
         return 0
-    _print_table(evaluation, built.trainer.worlds.spec, Console())
+    _print_table(evaluation, built.spec, Console())
     return 0
 
 
@@ -231,7 +245,7 @@ def _load(run: runs.RunFolder, experiment: Experiment) -> tuple[Built, LearnedPo
     found = checkpoint.newest(run.checkpoints, like, lambda text: print(f"dgfrl: {text}", file=sys.stderr))
     if found is None:
         raise ValueError(f"{run.path}: has no checkpoint yet; train it further with --resume")
-    return built, LearnedPolicy(built.trainer.algorithm, found[1].learners)
+    return built, built.policy(found[1])
 
 
 def act(run_dir: Path, snapshot: str | None = None, example: bool = False, as_json: bool = False) -> int:

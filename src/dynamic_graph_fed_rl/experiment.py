@@ -12,39 +12,32 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import yaml
 
-from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS, PPOSettings
+from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS, A2CSettings, PPOSettings, ReinforceSettings
 from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
+from dynamic_graph_fed_rl.environments.drift.settings import DriftSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
+from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, FederationSettings
 
 if TYPE_CHECKING:
     from dynamic_graph_fed_rl.environments.domain import Domain
-    from dynamic_graph_fed_rl.training.trainer import Trainer
-
-FEDERATIONS = {
-    "server": "a server averages the agents' updates after every round and sends the result to all",
-    "gossip": "no server: each agent averages with the neighbours that the overlay gives it",
-    "independent": "agents keep what they learn to themselves",
-    "centralised": "one learner sees and controls the whole network (no federation; for comparison)",
-}
-
+    from dynamic_graph_fed_rl.environments.spec import Spec
+    from dynamic_graph_fed_rl.evaluation.evaluate import LearnedPolicy
+    from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
 @dataclass(frozen=True)
 class Experiment:
     """What to train, how, and for how long."""
 
-    settings: PowerGridSettings | CartPoleSettings = field(default_factory=PowerGridSettings)
-    learning: PPOSettings = field(default_factory=PPOSettings)
+    settings: PowerGridSettings | CartPoleSettings | DriftSettings = field(default_factory=PowerGridSettings)
+    learning: PPOSettings | A2CSettings | ReinforceSettings = field(default_factory=PPOSettings)
+    exchange: FederationSettings = field(default_factory=FederationSettings)
     environment: str = "power-grid"
     """Environment (`dgfrl list`)."""
-    algorithm: Literal["ppo"] = "ppo"
+    algorithm: Literal["ppo", "a2c", "reinforce"] = "ppo"
     """How each agent learns."""
-    federation: Literal["server", "gossip", "independent", "centralised"] = "server"
+    federation: Literal["server", "tree", "gossip", "independent", "centralised"] = "server"
     """How agents share what they learn."""
-    overlay: Literal["complete", "ring", "random"] = "ring"
-    """Who hears whom under gossip."""
-    aggregator: Literal["mean"] = "mean"
-    """Rule that turns the received updates into one."""
     agents: int = 4
     """Learners; on a shared network also the number of its regions."""
     rounds: int = 240
@@ -79,10 +72,17 @@ class Experiment:
                 f"environment '{self.environment}' takes {entry.settings.__name__}, "
                 f"not {type(self.settings).__name__}"
             )
-        if self.worlds % self.learning.minibatches:
+        algorithm = known("algorithm", self.algorithm, ALGORITHMS)
+        if not isinstance(self.learning, algorithm.settings):
             raise ValueError(
-                f"minibatches {self.learning.minibatches}: must divide the number of worlds ({self.worlds})"
+                f"algorithm '{self.algorithm}' takes {algorithm.settings.__name__}, "
+                f"not {type(self.learning).__name__}"
             )
+        self.learning.check(self.worlds)
+        known("federation", self.federation, FEDERATIONS)
+
+
+_PARTS = ("settings", "learning", "exchange")
 
 
 def known(kind: str, name: str, table: dict[str, Any]) -> Any:
@@ -99,8 +99,10 @@ def known(kind: str, name: str, table: dict[str, Any]) -> Any:
 def default_experiment(environment: str, **overrides: Any) -> Experiment:
     """The experiment that `dgfrl train ENVIRONMENT` runs, with fields (of any part) replaced."""
     entry = known("environment", environment, ENVIRONMENTS)
-    base = Experiment(settings=entry.settings(), environment=environment)
-    return with_fields(base, entry.defaults | overrides)
+    algorithm = _checked("algorithm", overrides.get("algorithm", Experiment.algorithm), str)
+    learning = known("algorithm", algorithm, ALGORITHMS).settings()
+    base = Experiment(settings=entry.settings(), learning=learning, environment=environment, algorithm=algorithm)
+    return with_fields(base, entry.defaults | entry.learning.get(algorithm, {}) | overrides)
 
 
 def with_fields(experiment: Experiment, values: dict[str, Any]) -> Experiment:
@@ -109,17 +111,20 @@ def with_fields(experiment: Experiment, values: dict[str, Any]) -> Experiment:
     Raises:
         ValueError: a name that no part has; the message offers the nearest.
     """
-    parts = {"": experiment, "settings": experiment.settings, "learning": experiment.learning}
+    parts = {"": experiment} | {name: getattr(experiment, name) for name in _PARTS}
     changes: dict[str, dict[str, Any]] = {part: {} for part in parts}
     owner = {f.name: part for part, value in parts.items() for f in fields(value) if f.name not in parts}
     for name, value in values.items():
         if name not in owner:
             near = difflib.get_close_matches(name, owner, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(owner))}"
-            raise ValueError(f"setting '{name}': unknown for environment '{experiment.environment}'{hint}")
+            raise ValueError(
+                f"setting '{name}': unknown for environment '{experiment.environment}' "
+                f"and algorithm '{experiment.algorithm}'{hint}"
+            )
         kind = get_type_hints(type(parts[owner[name]]))[name]
         changes[owner[name]][name] = _checked(name, value, kind)
-    for part in ("settings", "learning"):
+    for part in _PARTS:
         changes[""][part] = replace(parts[part], **changes[part])  # type: ignore[type-var]
     return replace(experiment, **changes[""])
 
@@ -155,13 +160,15 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 def to_yaml(experiment: Experiment) -> str:
     """All fields, flat, by name."""
     flat = asdict(experiment)
-    for part in ("settings", "learning"):
+    for part in _PARTS:
         flat |= flat.pop(part)
     return yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}, sort_keys=False)
 
 
-def from_yaml(path: str | Path, environment: str | None = None) -> Experiment:
+def from_yaml(path: str | Path, environment: str | None = None, algorithm: str | None = None) -> Experiment:
     """An experiment from a file of fields; what it leaves out keeps its default.
+
+    `environment` may be named here instead of in the file; `algorithm` takes precedence over the file's.
 
     Raises:
         ValueError: naming the file and what is wrong in it.
@@ -177,6 +184,8 @@ def from_yaml(path: str | Path, environment: str | None = None) -> Experiment:
         raise ValueError(f"{path}: is for environment '{named}', not '{environment}'")
     if named is None:
         raise ValueError(f"{path}: needs 'environment: NAME'")
+    if algorithm is not None:
+        values["algorithm"] = algorithm
     return default_experiment(named, **values)
 
 
@@ -188,6 +197,16 @@ class Built:
     domain: "Domain"
     trainer: "Trainer"
 
+    @property
+    def spec(self) -> "Spec":
+        return self.trainer.groups[0].worlds.spec
+
+    def policy(self, training: "Training") -> "LearnedPolicy":
+        """What has been learned, as a controller."""
+        from dynamic_graph_fed_rl.evaluation.evaluate import LearnedPolicy
+
+        return LearnedPolicy(self.trainer.groups[0].algorithm, training.learners[0])
+
 
 def build(experiment: Experiment) -> Built:
     """Environment, algorithm, federation and trainer of an experiment.
@@ -196,7 +215,9 @@ def build(experiment: Experiment) -> Built:
         ValueError: settings that cannot be (more agents than buses, an algorithm for other actions, ...).
     """
     from dynamic_graph_fed_rl.environments.worlds import Worlds
-    from dynamic_graph_fed_rl.training.trainer import Trainer
+    from dynamic_graph_fed_rl.federation.build import build as build_federation
+    from dynamic_graph_fed_rl.federation.sharing import matching
+    from dynamic_graph_fed_rl.training.trainer import Group, Trainer
 
     entry = known("environment", experiment.environment, ENVIRONMENTS)
     centralised = experiment.federation == "centralised"
@@ -212,24 +233,10 @@ def build(experiment: Experiment) -> Built:
     algorithm = importlib.import_module(algorithm_entry.module).build(experiment.learning, experiment.rounds)
     worlds = Worlds(domain.training, experiment.worlds, domain.owners)
     trainer = Trainer(
-        algorithm,
-        worlds,
-        _federation(experiment, worlds.agents),
+        (Group(algorithm, worlds),),
+        build_federation(experiment.exchange, experiment.federation, worlds.agents, experiment.rounds),
         experiment.decisions_per_round,
         experiment.agent_map,
+        matching(experiment.exchange.share),
     )
     return Built(experiment, domain, trainer)
-
-
-def _federation(experiment: Experiment, agents: int) -> Any:
-    from dynamic_graph_fed_rl.federation.aggregators import AGGREGATORS
-    from dynamic_graph_fed_rl.federation.federation import Gossip, Independent, Server
-    from dynamic_graph_fed_rl.federation.overlay import OVERLAYS
-
-    aggregator = known("aggregator", experiment.aggregator, AGGREGATORS)()
-    if experiment.federation == "server":
-        return Server(agents, aggregator)
-    if experiment.federation == "gossip":
-        return Gossip(agents, aggregator, known("overlay", experiment.overlay, OVERLAYS)(agents))
-    known("federation", experiment.federation, FEDERATIONS)
-    return Independent(agents)

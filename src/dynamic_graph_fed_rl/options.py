@@ -110,6 +110,21 @@ class PowerFlow:
             raise ValueError(f"outage '{self.outage}': must be branch rows such as 7,12") from error
 
 
+@dataclass(frozen=True)
+class BenchmarkFederation:
+    """Reproduce published results with the federation; `dgfrl benchmark` lists the parts and their bars.
+
+    Prints one table and writes benchmarks/results/federation.json. Exit status 0 whatever passes.
+    """
+
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PART ...]")] = ()
+    """Parts to run; default: all. Rows of other parts in the results stay as they are."""
+    quick: bool = False
+    """Smoke run: as little as shows that it works; writes federation-quick.json instead."""
+    seeds: int | None = None
+    """Independent repetitions; default: what the part needs."""
+
+
 def parse(kind: type[Options], words: Sequence[str], command: str, default: Any = None) -> Options:
     """Options from the words of a command line, each under its own name whatever part it belongs to.
 

@@ -9,35 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Bool
 from probes import PROBES, Traces
 
 from dynamic_graph_fed_rl.algorithms.ppo import build
 from dynamic_graph_fed_rl.algorithms.settings import PPOSettings
 from dynamic_graph_fed_rl.environments.worlds import Worlds
-from dynamic_graph_fed_rl.federation.aggregators import Mean
-from dynamic_graph_fed_rl.federation.federation import Plan, Server
-from dynamic_graph_fed_rl.training.trainer import Trainer
+from dynamic_graph_fed_rl.federation.build import build as build_federation
+from dynamic_graph_fed_rl.federation.settings import FederationSettings
+from dynamic_graph_fed_rl.training.trainer import Group, Trainer
 
 AGENTS, WORLDS, DECISIONS = 3, 8, 4
 SETTINGS = PPOSettings(learning_rate=1e-3, epochs=2, minibatches=2, width=8, layers=1)
 
 
-class Attended(Server):
-    """A server whose agents may stay away; who does is data, so that one compiled round serves all tests."""
-
-    attending: Bool[Array, " agents"]
-
-    def plan(self, key, state):
-        return state, Plan(self.attending, jnp.ones(self.agents))
-
-
-def trainer_with(agent_map="vmap", attending=(True,) * AGENTS) -> Trainer:
+def trainer_with(agent_map="vmap") -> Trainer:
     environment = replace(PROBES["observation-and-action"].environment, traces=Traces())
     owned = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], AGENTS, axis=0), environment)
-    worlds = Worlds(owned, WORLDS, owners=AGENTS)
-    federation = Attended(AGENTS, Mean(), jnp.asarray(attending))
-    return Trainer(build(SETTINGS, 100), worlds, federation, DECISIONS, agent_map)
+    group = Group(build(SETTINGS, 100), Worlds(owned, WORLDS, owners=AGENTS))
+    federation = build_federation(FederationSettings(), "server", AGENTS)
+    return Trainer((group,), federation, DECISIONS, agent_map)
 
 
 def run(trainer: Trainer, rounds: int, seed: int = 0):
@@ -67,7 +57,7 @@ def trainer() -> Trainer:
 
 
 def test_a_round_is_compiled_once(trainer):
-    traces = trainer.worlds.environment.traces
+    traces = trainer.groups[0].worlds.environment.traces
     training = trainer.init(jax.random.key(0))
     training, _ = trainer.run_round(training)
     compiled = traces.count
@@ -111,21 +101,28 @@ def test_agents_mapped_at_once_and_one_after_the_other_agree(trainer):
 
 def test_everybody_starts_alike_and_the_server_keeps_it_so(trainer):
     training, rows = run(trainer, 2)
-    for leaf in jax.tree.leaves(trainer.algorithm.shared(training.learners)):
+    for leaf in jax.tree.leaves(trainer.groups[0].algorithm.shared(training.learners[0])):
         np.testing.assert_array_equal(leaf, jnp.broadcast_to(leaf[:1], leaf.shape))
     # what they learned before the exchange differed
     assert all(row["federation"]["disagreement"] > 0 for row in rows)
 
 
 def test_an_inactive_learner_keeps_its_state_and_has_no_say(trainer):
-    alone = eqx.tree_at(lambda t: t.federation.attending, trainer, jnp.arange(AGENTS) == 0)
-    before = alone.init(jax.random.key(0)).learners
-    after = run(alone, 1)[0].learners
+    leaves = jnp.asarray([1] + [0] * (AGENTS - 1), jnp.int32)
+    alone = eqx.tree_at(lambda t: t.federation.schedule.leaves, trainer, leaves)
+    start = alone.init(jax.random.key(0))
+    before, worlds = start.learners[0], numbers(start.actors[0])
+    training, (metrics,) = run(alone, 1)
+    after = training.learners[0]
     for part in ("optimiser", "scale"):
         pairs = list(zip(numbers(getattr(before, part)), numbers(getattr(after, part)), strict=True))
         assert all((a[1:] == b[1:]).all() for a, b in pairs)
         assert any((a[0] != b[0]).any() for a, b in pairs)
-    with_all = run(trainer, 1)[0].learners
+    # its own worlds wait for it, and are not counted
+    for a, b in zip(worlds, numbers(training.actors[0]), strict=True):
+        np.testing.assert_array_equal(a[1:], b[1:])
+    assert metrics["world_steps"] == WORLDS * DECISIONS
+    with_all = run(trainer, 1)[0].learners[0]
     assert any((a != b).any() for a, b in zip(numbers(after.network), numbers(with_all.network), strict=True))
 
 
@@ -135,7 +132,30 @@ def test_metrics_have_one_value_an_agent(trainer):
     # every step of this probe ends an episode
     assert metrics["terminated"].tolist() == [WORLDS * DECISIONS] * AGENTS
     assert all(value.shape == (AGENTS,) for value in metrics["learning"].values())
-    assert trainer.steps_per_round == AGENTS * WORLDS * DECISIONS
+    assert metrics["ended"].tolist() == [WORLDS * DECISIONS] * AGENTS
+    assert metrics["world_steps"] == AGENTS * WORLDS * DECISIONS
+
+
+def test_groups_of_unlike_agents_learn_as_one():
+    """Two groups with worlds of different kinds hold the same parameters after a server's exchange."""
+    unlike = ("observation-and-action", "two-step")
+    groups = tuple(Group(build(SETTINGS, 100), Worlds(PROBES[name].environment, WORLDS)) for name in unlike)
+    federation = build_federation(FederationSettings(), "server", len(groups))
+    training, (metrics,) = run(Trainer(groups, federation, DECISIONS, "vmap"), 1)
+    left, right = (group.algorithm.shared(one) for group, one in zip(groups, training.learners, strict=True))
+    assert_identical(left, right)
+    assert metrics["reward"].shape == (len(groups),)
+    assert metrics["world_steps"] == len(groups) * WORLDS * DECISIONS
+
+
+def test_attackers_act_at_random():
+    """An attacker that acts at random learns from other actions than an honest agent with the same draws."""
+    honest = trainer_with()
+    settings = FederationSettings(byzantine=1, attack="random-action", aggregator="median")
+    attacked = replace(honest, federation=build_federation(settings, "server", AGENTS))
+    rewards = [run(one, 1)[1][0]["reward"] for one in (honest, attacked)]
+    np.testing.assert_array_equal(rewards[0][:-1], rewards[1][:-1])
+    assert rewards[0][-1] != rewards[1][-1]
 
 
 def resident_mb() -> float:

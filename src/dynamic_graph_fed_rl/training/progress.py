@@ -96,4 +96,8 @@ class Display:
             value = row[f"cost/{column.name}"]
             unit = "" if column.unit == "1" else f" {column.unit}"
             parts.append(f"{column.name} {np.nan if value is None else value:.3g}{unit}")
+        if row["federation/rejected"]:
+            parts.append(f"rejected updates {row['federation/rejected']:.0f}")
+        if "federation/epsilon" in row:
+            parts.append(f"epsilon {row['federation/epsilon']:.3g}")
         return "  ".join(parts)

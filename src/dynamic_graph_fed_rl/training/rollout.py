@@ -6,11 +6,11 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience
 from dynamic_graph_fed_rl.environments.base import Observation
-from dynamic_graph_fed_rl.environments.worlds import Worlds
+from dynamic_graph_fed_rl.environments.worlds import Worlds, select
 
 AgentMap = Literal["vmap", "map"]
 
@@ -18,8 +18,8 @@ AgentMap = Literal["vmap", "map"]
 def over_agents(function: Callable[..., Any], how: AgentMap) -> Callable[..., Any]:
     """Apply a one-agent function along the leading axis A of all its arguments.
 
-    On a CPU `vmap` wins for small work an agent and `map` (one after the other) for large; see
-    docs/trainer.md for the measurement behind the default.
+    On a CPU `vmap` wins for small work an agent, such as acting, and `map` (one after the other) for large, such
+    as learning from graphs; see docs/trainer.md for the measurement behind the default.
     """
     if how == "vmap":
         return jax.vmap(function)
@@ -47,16 +47,19 @@ def collect(
     learners: PyTree,
     actors: Actors,
     decisions: int,
-    agent_map: AgentMap,
+    acts_randomly: Bool[Array, " agents"] | None = None,
 ) -> tuple[Actors, Experience, dict[str, Any]]:
     """`decisions` rows in every world: the actors after them, each agent's experience `[A, T, B, ...]`, and the
-    environment's metrics `[T, B]`."""
-    act = over_agents(algorithm.act, agent_map)
+    environment's metrics `[T, B]`. Agents that act randomly (attackers) do so instead of what they decided."""
+    act = jax.vmap(algorithm.act)
 
     def decide(actors: Actors, row_key: PRNGKeyArray) -> tuple[Actors, tuple]:
         act_key, step_key = jax.random.split(row_key)
         keys = jax.random.split(act_key, worlds.agents)
         action, memory, extras = act(keys, learners, actors.memory, actors.observation)
+        if acts_randomly is not None:
+            random = _random_action(jax.random.fold_in(act_key, 0), action, actors.observation)
+            action = select(acts_randomly, random, action)
         state, observation, transition = worlds.step(step_key, actors.worlds, action)
         metrics = transition.info.get("metrics", {})
         kept = eqx.tree_at(lambda t: t.info, transition, {})
@@ -66,3 +69,10 @@ def collect(
     *learner_rows, metrics = rows
     per_agent = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), learner_rows)
     return after, Experience(actors.memory, *per_agent), metrics
+
+
+def _random_action(key: PRNGKeyArray, action: Array, observation: Observation) -> Array:
+    """A uniform draw among what each slot may do."""
+    if jnp.issubdtype(action.dtype, jnp.floating):
+        return jax.random.uniform(key, action.shape, action.dtype, -1.0, 1.0)
+    return jax.random.categorical(key, jnp.where(observation.action_mask, 0.0, -1e9))

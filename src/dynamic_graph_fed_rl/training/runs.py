@@ -25,6 +25,7 @@ from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 RUN_FORMAT = 1
 
 Warn = Callable[[str], None]
+Derived = Callable[[Mapping[str, Any]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,11 @@ def first_difference(stored: Experiment, asked: Experiment) -> tuple[str, Any, A
     """Name and both values of the first field in which two experiments differ."""
 
     def flat(experiment: Experiment) -> dict[str, Any]:
-        parts = (experiment, experiment.settings, experiment.learning)
+        parts = (experiment, experiment.settings, experiment.learning, experiment.exchange)
         return {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
 
     before, now = flat(stored), flat(asked)
-    names = (name for name in {**before, **now} if name not in ("settings", "learning"))
+    names = (name for name in {**before, **now} if name not in ("settings", "learning", "exchange"))
     for name in names:
         if before.get(name) != now.get(name):
             return name, before.get(name), now.get(name)
@@ -165,15 +166,17 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-def row_of(rounds: int, steps_per_round: int, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def row_of(rounds: int, steps_before: int, metrics: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """A line of `metrics.jsonl`: what `Trainer.run_round` measured, flat, and how long it took."""
-    row: dict[str, Any] = {"round": rounds, "env_steps": rounds * steps_per_round}
+    steps = int(metrics["world_steps"])
+    row: dict[str, Any] = {"round": rounds, "env_steps": steps_before + steps}
     row["return"] = _plain(metrics["reward"])
     for group in ("cost", "learning", "federation", "world"):
         row |= {f"{group}/{name}": _plain(value) for name, value in metrics[group].items()}
-    row["terminated"] = _plain(metrics["terminated"])
+    for name in ("terminated", "ended"):
+        row[name] = _plain(metrics[name])
     row["round_seconds"] = seconds
-    row["env_steps_per_second"] = steps_per_round / seconds
+    row["env_steps_per_second"] = steps / seconds
     return row
 
 
@@ -194,10 +197,16 @@ def learn(
     keep: int,
     on_round: Callable[[dict[str, Any]], None],
     stopping: Callable[[], bool],
+    derived: Derived | None = None,
 ) -> Training:
-    """Train until `rounds` are done or `stopping()`; a row a round, a checkpoint every few and at the end."""
+    """Train until `rounds` are done or `stopping()`; a row a round, a checkpoint every few and at the end.
+
+    `derived` gives further entries of a row.
+    """
     done = int(training.round)
     saved = done if checkpoint.checkpoints(run.checkpoints) else -1
+    rows = read_rows(run.metrics)
+    steps = rows[-1][1]["env_steps"] if rows else 0
     with run.metrics.open("a", encoding="utf-8") as file:
 
         def save() -> int:
@@ -211,7 +220,10 @@ def learn(
             training, metrics = trainer.run_round(training)
             metrics = jax.device_get(metrics)
             done += 1
-            row = row_of(done, trainer.steps_per_round, metrics, time.perf_counter() - start)
+            row = row_of(done, steps, metrics, time.perf_counter() - start)
+            steps = row["env_steps"]
+            if derived is not None:
+                row |= derived(row)
             file.write(json.dumps(row) + "\n")
             file.flush()
             if done % checkpoint_every == 0:
