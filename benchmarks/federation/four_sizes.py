@@ -12,7 +12,7 @@ from federation.rows import Row, row_from_seeds
 
 CASES = ("ieee14", "ieee30", "ieee57", "ieee118")
 UNSEEN = "ieee300"
-ROUNDS, DAYS, SEEDS, UNSEEN_DAYS = 80, 10, 5, 5
+ROUNDS, DAYS, SEEDS, UNSEEN_DAYS = 60, 10, 5, 5
 
 
 def utility(case: str, rounds: int) -> Built:

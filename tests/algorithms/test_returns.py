@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dynamic_graph_fed_rl.algorithms.returns import (
     ReturnScale,
+    beside_siblings,
     generalised_advantage,
     masked_standardise,
     returns_to_go,
@@ -114,3 +115,19 @@ def test_returns_are_standardised_whatever_their_scale():
     for batch in rng.normal(size=(150, 512)):
         moved = moved.update(jnp.asarray(batch, jnp.float32))
     np.testing.assert_allclose(moved.standardise(values), values, atol=0.2)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_siblings_are_judged_against_each_other(seed, siblings):
+    """Each world against the mean of its siblings: luck that all of them share disappears."""
+    rng = np.random.default_rng(seed)
+    own = rng.normal(size=(5, 3 * siblings)).astype(np.float32)
+    luck = rng.normal(size=(5, 3)).astype(np.float32).repeat(siblings, axis=1)
+    judged = np.asarray(beside_siblings(jnp.asarray(own + luck), siblings))
+    if siblings == 1:
+        np.testing.assert_array_equal(judged, own + luck)
+        return
+    for world in range(own.shape[1]):
+        first = world - world % siblings
+        others = [one for one in range(first, first + siblings) if one != world]
+        np.testing.assert_allclose(judged[:, world], own[:, world] - own[:, others].mean(1), atol=1e-5)

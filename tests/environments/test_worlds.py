@@ -132,3 +132,16 @@ def test_select_over_leading_and_inner_axes():
     assert by_row[0].all() and not by_row[1].any()
     by_column = select(jnp.asarray([False, True, False]), new, old, axis=1)["a"]
     assert by_column[:, 1].all() and not by_column[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize("owners", [None, 2])
+def test_siblings_begin_alike_and_meet_the_same_luck(owners):
+    environment = Countdown(jnp.asarray(1.0) if owners is None else jnp.ones(owners), 1)
+    worlds = Worlds(environment, 6, owners, siblings=3)
+    keys = jax.random.key_data(worlds.keys(jax.random.key(0)))
+    families = keys.reshape(*keys.shape[:-2], 2, 3, -1)
+    np.testing.assert_array_equal(families, np.broadcast_to(families[..., :1, :], families.shape))
+    assert (families[..., 0, 0, :] != families[..., 1, 0, :]).any()
+    state, _ = worlds.reset(jax.random.key(1))
+    heights = np.asarray(state).reshape(-1, 2, 3)
+    assert (heights == heights[..., :1]).all()

@@ -30,7 +30,7 @@ class A2C(OnPolicy):
     def prepare(
         self, learner: Learner, memory: PyTree, experience: Experience
     ) -> tuple[Lesson, ReturnScale, dict[str, Float[Array, ""]]]:
-        return judge(learner, memory, experience, self.discount, self.trace)
+        return judge(learner, memory, experience, self.discount, self.trace, self.siblings)
 
     def loss(self, network: GraphActorCritic, lesson: Lesson) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Policy gradient weighted by the advantage, a mean over slots; Huber loss of the value; entropy bonus."""

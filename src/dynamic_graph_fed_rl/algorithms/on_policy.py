@@ -14,14 +14,19 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience
-from dynamic_graph_fed_rl.algorithms.returns import ReturnScale, generalised_advantage, robust_moments
+from dynamic_graph_fed_rl.algorithms.returns import (
+    ReturnScale,
+    beside_siblings,
+    generalised_advantage,
+    robust_moments,
+)
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Spec
 from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
 from dynamic_graph_fed_rl.models.policies import GraphActorCritic
 
 # standardised advantages beyond this are cut: a fault that nobody caused must not steer the policy
-ADVANTAGE_LIMIT = 4.0
+ADVANTAGE_LIMIT = 8.0
 
 
 class Learner(eqx.Module):
@@ -60,6 +65,7 @@ class OnPolicy(Algorithm):
     proximal: float = eqx.field(static=True)
     epochs: int = eqx.field(static=True)
     minibatches: int = eqx.field(static=True)
+    siblings: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
     layers: int = eqx.field(static=True)
     initial_std: float = eqx.field(static=True)
@@ -163,6 +169,7 @@ def judge(
     experience: Experience,
     discount: Float[Array, ""],
     trace: Float[Array, ""],
+    siblings: int,
 ) -> tuple[Lesson, ReturnScale, dict[str, Float[Array, ""]]]:
     """A lesson by the critic: generalised advantages, standardised robustly, and standardised returns."""
     assert learner.scale is not None
@@ -175,6 +182,7 @@ def judge(
     )
     returns = advantage + value
     scale = learner.scale.update(returns)
+    advantage = beside_siblings(advantage, siblings)
     centre, spread = robust_moments(advantage)
     advantage = jnp.clip((advantage - centre) / spread, -ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
     lesson = Lesson(

@@ -31,7 +31,7 @@ class PPO(OnPolicy):
     def prepare(
         self, learner: Learner, memory: PyTree, experience: Experience
     ) -> tuple[Lesson, ReturnScale, dict[str, Float[Array, ""]]]:
-        return judge(learner, memory, experience, self.discount, self.trace)
+        return judge(learner, memory, experience, self.discount, self.trace, self.siblings)
 
     def loss(self, network: GraphActorCritic, lesson: Lesson) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Clipped surrogate (Schulman et al. 2017, equation 7) a slot, Huber loss of the value, entropy bonus."""

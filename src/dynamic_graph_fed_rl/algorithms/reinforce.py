@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dynamic_graph_fed_rl.algorithms.base import Experience
 from dynamic_graph_fed_rl.algorithms.on_policy import Learner, Lesson, OnPolicy, policy_gradient_loss
-from dynamic_graph_fed_rl.algorithms.returns import masked_standardise, returns_to_go
+from dynamic_graph_fed_rl.algorithms.returns import beside_siblings, masked_standardise, returns_to_go
 from dynamic_graph_fed_rl.algorithms.settings import ReinforceSettings
 from dynamic_graph_fed_rl.models.policies import GraphActorCritic
 
@@ -32,7 +32,7 @@ class Reinforce(OnPolicy):
             experience.observation,
             experience.action,
             experience.extras,
-            masked_standardise(returns, known),
+            masked_standardise(beside_siblings(returns, self.siblings), known),
             known,
             None,
         )

@@ -45,6 +45,18 @@ def returns_to_go(
     return jax.lax.scan(back, start, (reward, ended), reverse=True)[1]
 
 
+def beside_siblings(values: Float[Array, "T worlds"], siblings: int) -> Float[Array, "T worlds"]:
+    """Advantages or returns less the mean of their sibling worlds: luck that all of them had teaches nothing.
+
+    Common random numbers (Glasserman and Yao 1992) as a baseline. Neighbours along the last axis are siblings; with
+    one each, nothing changes.
+    """
+    if siblings == 1:
+        return values
+    families = values.reshape(*values.shape[:-1], -1, siblings)
+    return ((families - families.mean(-1, keepdims=True)) * siblings / (siblings - 1)).reshape(values.shape)
+
+
 def masked_standardise(values: Float[Array, "*rows"], mask: Bool[Array, "*rows"]) -> Float[Array, "*rows"]:
     """Values less the mean of the masked ones, over their standard deviation; 0 outside the mask."""
     count = jnp.maximum(mask.sum(), 1)

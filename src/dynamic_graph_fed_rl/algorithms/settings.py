@@ -19,6 +19,8 @@ class LearningSettings:
     """Passes over a round's experience."""
     minibatches: int = 1
     """Parts of a pass, a gradient step each; worlds are divided among them."""
+    siblings: int = 1
+    """Worlds that meet the same luck (start, weather, faults) and are judged against each other; 1: none do."""
     proximal: float = 0.0
     """FedProx (Li et al. 2020): weight of half the squared distance to the parameters received in the exchange."""
     width: int = 32
@@ -34,11 +36,13 @@ class LearningSettings:
         Raises:
             ValueError: naming the setting, its value, and what would be right.
         """
-        for name in ("epochs", "minibatches", "width"):
+        for name in ("epochs", "minibatches", "siblings", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
         if worlds % self.minibatches:
             raise ValueError(f"minibatches {self.minibatches}: must divide the number of worlds ({worlds})")
+        if worlds % self.siblings:
+            raise ValueError(f"siblings {self.siblings}: must divide the number of worlds ({worlds})")
         if self.proximal < 0:
             raise ValueError(f"proximal {self.proximal}: must be at least 0")
         if self.proximal > 0 and self.epochs * self.minibatches == 1:

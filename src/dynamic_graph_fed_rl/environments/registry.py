@@ -31,7 +31,15 @@ ENVIRONMENTS = {
         {"rounds": 240, "agent_map": "map"},
         # what a set-point does shows within a few decisions; a longer horizon only adds the weather's noise
         {
-            "ppo": {"discount": 0.8, "trace": 0.8, "learning_rate": 2e-3, "epochs": 2, "minibatches": 16},
+            "ppo": {
+                "discount": 0.8,
+                "trace": 0.8,
+                "learning_rate": 2e-3,
+                "epochs": 1,
+                "minibatches": 16,
+                # faults and weather move the reward far more than any one set-point does
+                "siblings": 4,
+            },
             "a2c": {"discount": 0.8, "trace": 0.8},
             # whole training episodes: what has not ended does not teach
             "reinforce": {"decisions_per_round": 48, "rounds": 80, "discount": 0.8},

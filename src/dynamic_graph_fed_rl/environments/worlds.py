@@ -33,6 +33,8 @@ class Worlds(eqx.Module):
     environment: Environment
     copies: int = eqx.field(static=True)
     owners: int | None = eqx.field(static=True, default=None)
+    siblings: int = eqx.field(static=True, default=1)
+    """Neighbouring copies that get the same keys: they begin alike and meet the same luck."""
 
     @property
     def spec(self) -> Spec:
@@ -43,9 +45,10 @@ class Worlds(eqx.Module):
         return self.spec.agents if self.owners is None else self.owners
 
     def keys(self, key: PRNGKeyArray) -> Key[Array, "*worlds"]:
-        """One key a world, `[B]` or `[A, B]`."""
-        shape = (self.copies,) if self.owners is None else (self.owners, self.copies)
-        return jax.random.split(key, shape)
+        """One key a world, `[B]` or `[A, B]`; siblings share theirs."""
+        families = self.copies // self.siblings
+        shape = (families,) if self.owners is None else (self.owners, families)
+        return jax.random.split(key, shape)[..., jnp.arange(self.copies) // self.siblings]
 
     def begin(self, keys: Key[Array, "*worlds"]) -> tuple[PyTree, Observation]:
         """Fresh worlds from a key each: state and the first observation `[A, B, ...]`."""
