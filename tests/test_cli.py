@@ -12,6 +12,7 @@ import yaml
 
 from dynamic_graph_fed_rl.cli import main
 from dynamic_graph_fed_rl.experiment import default_experiment
+from dynamic_graph_fed_rl.federation.privacy import epsilon
 from dynamic_graph_fed_rl.training import checkpoint, runs
 
 _SMALL = (
@@ -217,6 +218,16 @@ def test_reinforce_from_the_command_line_and_from_its_file(tmp_path, capsys) -> 
     assert "is a run of algorithm 'reinforce', not 'ppo'" in capsys.readouterr().err
 
 
+def test_privacy_is_accounted_for_while_training(tmp_path, capsys) -> None:
+    private = ["--privacy", "dp", "--dp-noise", "10", "--rounds", "3", "--evaluation-seeds", "2"]
+    assert status_of(["train", "cartpole", *SMALL, *private, "--out", str(tmp_path / "private")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "private" / "metrics.jsonl").read_text().splitlines()]
+    spent = [row["federation/epsilon"] for row in rows]
+    # three Gaussian mechanisms of noise 10 are one of noise 10 / sqrt(3)
+    assert spent == sorted(spent) and spent[-1] == pytest.approx(epsilon(10 / 3**0.5, 1, 1.0, 1e-5))
+    assert f"epsilon {spent[-1]:.3g}" in capsys.readouterr().out
+
+
 def test_a_configuration_file_gives_the_same_run(finished, tmp_path) -> None:
     config, again = str(finished / "config.yaml"), tmp_path / "again"
     assert status_of(["train", "--config", config, "--out", str(again)]) == 0
@@ -267,3 +278,17 @@ def test_an_interrupt_ends_with_checkpoint_evaluation_and_report(tmp_path) -> No
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["rounds"] == rounds and "policy" in summary["evaluation"]["standard"]
     assert "Learning" in (folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("number", ["", "2", "one"])
+def test_a_process_that_does_not_know_its_number_is_refused(number, monkeypatch, capsys) -> None:
+    for name, value in (("COORDINATOR", "127.0.0.1:1"), ("PROCESSES", "2"), ("PROCESS", number)):
+        monkeypatch.setenv(f"DGFRL_{name}", value)
+    assert status_of(["train", "cartpole", *SMALL]) == 2
+    assert f"DGFRL_PROCESS '{number}'" in capsys.readouterr().err
+
+
+def test_more_devices_than_there_are_leave_no_folder(tmp_path, capsys) -> None:
+    assert status_of(["train", "cartpole", *SMALL, "--devices", "4096", "--out", str(tmp_path / "run")]) == 2
+    assert "devices 4096: there" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -80,7 +80,7 @@ def reached(curves: Curves, threshold: float, hold: int = 2) -> Int[np.ndarray, 
     if good.shape[1] < hold:
         return np.full(len(good), -1)
     held = np.lib.stride_tricks.sliding_window_view(good, hold, axis=1).all(-1)
-    return np.where(held.any(1), held.argmax(1), -1)
+    return np.where(held.any(-1), held.argmax(-1), -1)
 
 
 def at(curves: Curves, trajectories: float) -> Float[np.ndarray, " seeds"]:

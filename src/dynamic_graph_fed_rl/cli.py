@@ -23,7 +23,8 @@ Federated reinforcement learning for networks that keep changing.
   benchmark [NAME]  run a benchmark; without NAME, list them
 
 dgfrl COMMAND --help tells a command's options with their defaults. DGFRL_CACHE_DIR moves the folder of
-compiled programs, DGFRL_DEBUG=1 shows where in the code an error arose.
+compiled programs, DGFRL_DEBUG=1 shows where in the code an error arose. DGFRL_COORDINATOR=HOST:PORT,
+DGFRL_PROCESSES=N and DGFRL_PROCESS=I make N processes train together (see docs/federation.md).
 """
 
 _TRAIN_HELP = """usage: dgfrl train ENV [OPTIONS]
@@ -105,6 +106,7 @@ def _train(words: list[str]) -> int:
     options = parse(Train, words, f"train {base.environment}", Train(Settings.of(base)))
     experiment = options.settings.experiment()
     _keep_compiled_programs()
+    _join_processes()
     from dynamic_graph_fed_rl import commands
 
     return commands.train(experiment, options.out, options.resume, options.checkpoint_every, options.keep)
@@ -231,6 +233,26 @@ def _benchmark(words: list[str]) -> int:
     options = parse(BenchmarkFederation, words[1:], f"benchmark {name}")
     _keep_compiled_programs()
     return benchmark.run_federation(options.parts, options.quick, options.seeds)
+
+
+def _join_processes() -> None:
+    """One training in several processes, where `DGFRL_COORDINATOR=HOST:PORT` says so.
+
+    Raises:
+        ValueError: not told how many processes there are, or which of them this one is.
+    """
+    coordinator = os.environ.get("DGFRL_COORDINATOR")
+    if not coordinator:
+        return
+    asked = [os.environ.get(name, "") for name in ("DGFRL_PROCESSES", "DGFRL_PROCESS")]
+    if not all(one.isdecimal() for one in asked) or not int(asked[1]) < int(asked[0]):
+        raise ValueError(
+            f"DGFRL_PROCESSES '{asked[0]}', DGFRL_PROCESS '{asked[1]}': beside DGFRL_COORDINATOR they must say how "
+            "many processes train together and which one this is, counted from 0"
+        )
+    from dynamic_graph_fed_rl.training.placement import join_processes
+
+    join_processes(coordinator, int(asked[0]), int(asked[1]))
 
 
 def _keep_compiled_programs() -> None:

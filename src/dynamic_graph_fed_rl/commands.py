@@ -18,9 +18,9 @@ from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, LearnedPol
 from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, judged_by
 from dynamic_graph_fed_rl.evaluation.report import TERMINAL_WIDTH, comparison_table, write_report
 from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, with_fields
-from dynamic_graph_fed_rl.training import checkpoint, runs
+from dynamic_graph_fed_rl.training import checkpoint, placement, runs
 from dynamic_graph_fed_rl.training.progress import Display, Stop
-from dynamic_graph_fed_rl.training.trainer import Training
+from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
 # what a shell reports for a command that Ctrl-C ended
 INTERRUPTED = 130
@@ -53,7 +53,10 @@ def train(
     path = out or newest or runs.next_free(environment)
     built = build(experiment)
     trainer = built.trainer
+    runner = placement.over_devices(trainer, experiment.devices)
     key = stream_key(TRAINING_STREAM, experiment.seed)
+    if not placement.leads():
+        return _take_part(runner, trainer.init(key), experiment.rounds, checkpoint_every)
     found = None
     if resume:
         like = eqx.filter_eval_shape(trainer.init, key)
@@ -72,15 +75,16 @@ def train(
             training = trainer.init(key) if training is None else training
             training = runs.learn(
                 run,
-                trainer,
-                training,
+                runner,
+                placement.begin(runner, training),
                 experiment.rounds,
                 checkpoint_every,
                 keep,
                 display.update,
-                lambda: stop.asked,
+                lambda: placement.any_process(stop.asked),
                 _privacy_spent(experiment),
             )
+            training = placement.end(runner, training)
         stopped = stop.asked
         if stopped:
             # whoever stopped it may not wait for the evaluation
@@ -94,6 +98,15 @@ def train(
         wall_seconds = before_seconds + time.perf_counter() - begun
         summary = _conclude(built, run, training, evaluation, wall_seconds)
         _tell(built, run, summary, console)
+        return INTERRUPTED if stop.asked else 0
+
+
+def _take_part(runner: Trainer | placement.Spread, training: Training, rounds: int, checkpoint_every: int) -> int:
+    """Training in a process that does not lead: it writes and prints nothing."""
+    with Stop() as stop:
+        begun = placement.begin(runner, training)
+        trained = runs.take_part(runner, begun, rounds, checkpoint_every, lambda: placement.any_process(stop.asked))
+        placement.end(runner, trained)
         return INTERRUPTED if stop.asked else 0
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dynamic_graph_fed_rl.evaluation.evaluate import LearnedPolicy
     from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
+
 @dataclass(frozen=True)
 class Experiment:
     """What to train, how, and for how long."""
@@ -50,6 +51,8 @@ class Experiment:
     """Seed of everything random in training; evaluation draws from a range of its own."""
     agent_map: Literal["vmap", "map"] = "vmap"
     """Map learners by vmap, or one after the other."""
+    devices: int = 1
+    """Devices over which the agents are spread, of all processes together."""
     evaluation_seeds: int = 20
     """Held-out episodes a scenario in the evaluation at the end."""
     first_seed: int = 0
@@ -61,7 +64,7 @@ class Experiment:
         Raises:
             ValueError: naming the setting, its value, and what would be right.
         """
-        for name in ("agents", "rounds", "decisions_per_round", "worlds", "evaluation_seeds"):
+        for name in ("agents", "rounds", "decisions_per_round", "worlds", "devices", "evaluation_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
         if self.seed < 0 or self.first_seed < 0:
@@ -231,7 +234,7 @@ def build(experiment: Experiment) -> Built:
             f"'{experiment.environment}' has {kind} ones"
         )
     algorithm = importlib.import_module(algorithm_entry.module).build(experiment.learning, experiment.rounds)
-    worlds = Worlds(domain.training, experiment.worlds, domain.owners)
+    worlds = Worlds(domain.training, experiment.worlds, domain.owners, experiment.learning.siblings)
     trainer = Trainer(
         (Group(algorithm, worlds),),
         build_federation(experiment.exchange, experiment.federation, worlds.agents, experiment.rounds),

@@ -116,7 +116,7 @@ def test_a_changed_field_is_named(tmp_path) -> None:
 def test_another_format_is_refused(tmp_path) -> None:
     runs.create(tmp_path, TINY)
     (tmp_path / "run.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match=r"format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match=r"format 99; this version reads format 2"):
         runs.open_run(tmp_path)
 
 
@@ -133,9 +133,23 @@ def test_default_folders_count_up(tmp_path) -> None:
 def test_what_is_not_finite_is_null() -> None:
     metrics = {
         "reward": np.array([np.nan, 1.0], np.float32), "terminated": np.array([0, 2]), "world": {}, "federation": {},
-        "learning": {"loss": np.float32(np.inf)}, "cost": {"overload": np.float32(0.1)},
+        "learning": {"loss": np.float32(np.inf)}, "cost": {"overload": np.float32(0.1)}, "ended": np.array([1, 2]),
+        "world_steps": 10,
     }  # fmt: skip
-    row = runs.row_of(3, 10, metrics, 0.5)
+    row = runs.row_of(3, 20, metrics, 0.5)
     assert row["return"] == [None, 1.0] and row["learning/loss"] is None and row["terminated"] == [0, 2]
     assert np.float32(json.loads(json.dumps(row))["cost/overload"]) == np.float32(0.1)
     assert (row["env_steps"], row["env_steps_per_second"]) == (30, 20.0)
+
+
+def test_a_crowd_is_told_by_its_percentiles() -> None:
+    """A row stays small whatever the number of agents; who has no finite figure is left out."""
+    reward = np.append(np.random.default_rng(0).permutation(10_001), np.nan).astype(np.float32)
+    metrics = {
+        "reward": reward, "terminated": np.zeros(len(reward), np.int32), "ended": np.arange(101), "world": {},
+        "federation": {}, "cost": {}, "learning": {"loss": np.full(len(reward), np.nan)}, "world_steps": 1,
+    }  # fmt: skip
+    row = runs.row_of(1, 0, metrics, 1.0)
+    assert row["return"] == pytest.approx([100.0 * percent for percent in range(101)])
+    assert row["learning/loss"] == [None] * 101
+    assert row["ended"] == list(range(101))

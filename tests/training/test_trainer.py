@@ -108,6 +108,8 @@ def test_everybody_starts_alike_and_the_server_keeps_it_so(trainer):
 
 
 def test_an_inactive_learner_keeps_its_state_and_has_no_say(trainer):
+    run(trainer, 1)
+    compiled = trainer.groups[0].worlds.environment.traces.count
     leaves = jnp.asarray([1] + [0] * (AGENTS - 1), jnp.int32)
     alone = eqx.tree_at(lambda t: t.federation.schedule.leaves, trainer, leaves)
     start = alone.init(jax.random.key(0))
@@ -118,6 +120,8 @@ def test_an_inactive_learner_keeps_its_state_and_has_no_say(trainer):
         pairs = list(zip(numbers(getattr(before, part)), numbers(getattr(after, part)), strict=True))
         assert all((a[1:] == b[1:]).all() for a, b in pairs)
         assert any((a[0] != b[0]).any() for a, b in pairs)
+    # who is a member is data
+    assert trainer.groups[0].worlds.environment.traces.count == compiled
     # its own worlds wait for it, and are not counted
     for a, b in zip(worlds, numbers(training.actors[0]), strict=True):
         np.testing.assert_array_equal(a[1:], b[1:])

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PRNGKeyArray
 
 from dynamic_graph_fed_rl.training.trainer import Group, Trainer, Training
 
@@ -76,9 +75,44 @@ class Spread(eqx.Module):
     def whole(self, training: Training) -> Training:
         """The state on one device of this process; where there are several processes, all must ask for it."""
         if jax.process_count() == 1:
-            return jax.device_put(training, self.mesh.devices[0])
+            return jax.tree.map(lambda leaf: jax.device_put(leaf, self.mesh.devices[0]).copy(), training)
         together = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(training)
         return jax.tree.map(_here, together)
+
+
+def leads() -> bool:
+    """Whether this process writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def over_devices(trainer: Trainer, devices: int) -> Trainer | Spread:
+    """The trainer itself for one device and process, else its agents spread.
+
+    Raises:
+        ValueError: there are not so many devices, or agents or processes do not divide among them.
+    """
+    if devices == jax.process_count() == 1:
+        return trainer
+    return spread(trainer, agent_mesh(devices))
+
+
+def begin(trainer: Trainer | Spread, training: Training) -> Training:
+    """Process 0's state, where rounds of this trainer want it."""
+    return trainer.place(the_same_everywhere(training)) if isinstance(trainer, Spread) else training
+
+
+def whole(trainer: Trainer | Spread, training: Training) -> Training:
+    """The state on one device, wherever its agents were; every process must ask for it."""
+    return trainer.whole(training) if isinstance(trainer, Spread) else training
+
+
+def end(trainer: Trainer | Spread, training: Training) -> Training:
+    """The whole state; from here on each process is alone."""
+    training = whole(trainer, training)
+    if jax.process_count() > 1:
+        jax.block_until_ready(training)
+        jax.distributed.shutdown()
+    return training
 
 
 def spread(trainer: Trainer, mesh: Mesh) -> Spread:
@@ -121,8 +155,11 @@ def _placed(tree: Tree, trainer: Trainer, mesh: Mesh, put: Callable[[Any, NamedS
 def _has_rows(path: tuple, leaf: Any, trainer: Trainer) -> bool:
     """Whether the leaf at this path of a `Training` or a `Trainer` has a row for each agent."""
     part = path[0].name
-    if part in ("learners", "key", "round"):
-        return part == "learners"
+    if leaf.size == 0 or part in ("key", "round"):
+        # the compiler leaves empty arrays whole
+        return False
+    if part == "learners":
+        return True
     if part == "federation":
         # a level of a tree with a node for each agent is no exception: its nodes lie with them
         return leaf.ndim > 0 and leaf.shape[0] == trainer.agents
@@ -135,7 +172,7 @@ def _has_rows(path: tuple, leaf: Any, trainer: Trainer) -> bool:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _numbers(leaf: Any) -> np.ndarray:
@@ -150,7 +187,8 @@ def _like(numbers: Any, leaf: Any) -> Any:
 def _lay(leaf: Any, sharding: NamedSharding) -> Any:
     """An array of this process on the devices of all, from the same values in each."""
     if jax.process_count() == 1:
-        return jax.device_put(leaf, sharding)
+        # a copy: the training loop gives its buffers away
+        return jax.device_put(leaf.copy(), sharding)
     numbers = _numbers(leaf)
     laid = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
     return jax.random.wrap_key_data(laid) if _is_key(leaf) else laid

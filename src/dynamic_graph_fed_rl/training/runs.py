@@ -20,9 +20,12 @@ from jaxtyping import PyTree
 
 from dynamic_graph_fed_rl.experiment import Experiment, from_yaml, to_yaml
 from dynamic_graph_fed_rl.training import checkpoint
+from dynamic_graph_fed_rl.training.placement import Spread, whole
 from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+# agents whose figures stand in a line of metrics.jsonl one by one; ten thousand would make it a megabyte
+SINGLY = 101
 
 Warn = Callable[[str], None]
 Derived = Callable[[Mapping[str, Any]], dict[str, float]]
@@ -181,8 +184,15 @@ def row_of(rounds: int, steps_before: int, metrics: Mapping[str, Any], seconds: 
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and lists as JSON knows them: what is not finite becomes null."""
-    value = np.asarray(value).tolist()
+    """Numbers and lists as JSON knows them: what is not finite becomes null.
+
+    Of more than `SINGLY` agents the percentiles from 0 to 100, of those that are finite.
+    """
+    value = np.asarray(value)
+    if value.ndim == 1 and value.size > SINGLY:
+        finite = value[np.isfinite(value)]
+        value = np.percentile(finite if finite.size else np.full(1, np.nan), np.arange(101))
+    value = value.tolist()
     if isinstance(value, list):
         return [_plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -190,7 +200,7 @@ def _plain(value: Any) -> Any:
 
 def learn(
     run: RunFolder,
-    trainer: Trainer,
+    trainer: Trainer | Spread,
     training: Training,
     rounds: int,
     checkpoint_every: int,
@@ -212,7 +222,7 @@ def learn(
         def save() -> int:
             # the rows must be on the disk before the checkpoint that stands for them
             os.fsync(file.fileno())
-            checkpoint.save(run.checkpoints, training, done, keep)
+            checkpoint.save(run.checkpoints, whole(trainer, training), done, keep)
             return done
 
         while done < rounds and not stopping():
@@ -231,4 +241,25 @@ def learn(
             on_round(row)
         if saved != done:
             save()
+    return training
+
+
+def take_part(
+    trainer: Trainer | Spread,
+    training: Training,
+    rounds: int,
+    checkpoint_every: int,
+    stopping: Callable[[], bool],
+) -> Training:
+    """The rounds of `learn` in a process that writes nothing: it takes part in all that the one that writes does."""
+    done = int(training.round)
+    saved = done or -1
+    while done < rounds and not stopping():
+        training, _ = trainer.run_round(training)
+        done += 1
+        if done % checkpoint_every == 0:
+            whole(trainer, training)
+            saved = done
+    if saved != done:
+        whole(trainer, training)
     return training

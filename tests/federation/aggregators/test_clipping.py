@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from stacks import AGENTS, SIZE, apply, draw
 
-from dynamic_graph_fed_rl.federation.aggregators.clipping import CentredClipping, NormClipping, SelfCentredClipping
+from dynamic_graph_fed_rl.federation.aggregators.clipping import (
+    CentredClipping,
+    NormClipping,
+    SelfCentredClipping,
+    SelfPacedClipping,
+)
 from dynamic_graph_fed_rl.federation.aggregators.mean import Mean
 
 
@@ -67,6 +72,29 @@ def test_adaptive_radius_leaves_exactly_the_assumed_outside():
     for byzantine in range(4):
         _, _, info = apply(SelfCentredClipping(0.0, byzantine), updates)
         assert info["clipped"] == pytest.approx(byzantine / AGENTS)
+
+
+def test_self_paced_clipping_over_two_exchanges():
+    """Nobody moves in the first exchange; then each neighbour pulls by at most half of what was learned."""
+    rule, base = SelfPacedClipping(0.5, 1), np.ones(SIZE, np.float32)
+    update, state, _ = apply(rule, draw(1), base=base)
+    assert not update.any()
+    for length in (0.2, 1e3):
+        learned = base + length * np.eye(SIZE, dtype=np.float32)[0]
+        updates = draw(2)
+        limit = min(0.5 * length, adaptive(updates, 1))
+        update, _, _ = apply(rule, updates, base=learned, state=state)
+        np.testing.assert_allclose(update, clip(updates, limit).mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_an_agent_among_attackers_alone_goes_its_own_way(scale):
+    rule, base = SelfPacedClipping(0.5, 1), np.ones(SIZE, np.float32)
+    _, state, _ = apply(rule, draw(1), base=base)
+    attacks = scale * draw(5)
+    attacks[0] = 0.0  # the receiver hears itself
+    update, _, _ = apply(rule, attacks, base=base + 0.1, state=state)
+    assert np.linalg.norm(update) <= 0.5 * np.linalg.norm(np.full(SIZE, 0.1)) * (1 + 1e-5)
 
 
 def test_norm_clipping_before_a_rule():

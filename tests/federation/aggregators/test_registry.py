@@ -54,6 +54,8 @@ ROWS = {
     "centred-clipping, radius": row("centred-clipping", partial(shortened, length=0.9), clip_radius=0.3),
     "self-centred-clipping": row("self-centred-clipping"),
     "self-centred-clipping, radius": row("self-centred-clipping", partial(shortened, length=0.3), clip_radius=0.3),
+    # the first exchange moves nobody
+    "self-paced-clipping": row("self-paced-clipping", np.zeros_like),
     # of signs only, the rule keeps one size for all coordinates
     "majority": row("majority", same_size),
     "norm clipping": row("mean", partial(shortened, length=2.0), clip_norm=2.0),
@@ -161,7 +163,8 @@ def test_mapped_is_one_at_a_time(name):
 @pytest.mark.parametrize(
     ("aggregator", "at_20"),
     [("mean", 0), ("trust", 0), ("median", 9), ("trimmed-mean", 9), ("krum", 8), ("multi-krum", 8)]
-    + [("geometric-median", 9), ("centred-clipping", 9), ("self-centred-clipping", 9), ("majority", 9)],
+    + [("geometric-median", 9), ("centred-clipping", 9), ("self-centred-clipping", 9)]
+    + [("self-paced-clipping", 9), ("majority", 9)],
 )
 def test_tolerance_of_twenty(aggregator, at_20):
     assert build(AggregatorSettings(aggregator, assumed_byzantine=20)).tolerance(20) == at_20

@@ -82,6 +82,48 @@ class SelfCentredClipping(Aggregator):
         return minority(senders) if self.radius else min(self.byzantine, minority(senders))
 
 
+class PaceMemory(eqx.Module):
+    """What the receiver went on with after its last exchange, once it has had one."""
+
+    parameters: Float[Array, " P"]
+    known: Bool[Array, ""]
+
+
+class SelfPacedClipping(Aggregator):
+    """Self-centred clipping in which nobody is pulled by others further than it has just gone by itself.
+
+    The radius is the adaptive one of `SelfCentredClipping`, but never more than `pace` times the length of the
+    receiver's own learning since its last exchange. So an agent that hears none but Byzantine neighbours still
+    learns, and their pull fades with its learning rate. The first exchange moves nobody: the length is not known yet.
+    """
+
+    pace: float = eqx.field(static=True, default=0.5)
+    byzantine: int = eqx.field(static=True, default=0)
+
+    def init(self, size: int) -> PaceMemory:
+        return PaceMemory(jnp.zeros(size), jnp.asarray(False))
+
+    def __call__(
+        self,
+        updates: Float[Array, "K P"],
+        weights: Float[Array, " K"],
+        base: Float[Array, " P"],
+        state: PaceMemory,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, " P"], PaceMemory, dict[str, Float[Array, ""]]]:
+        present = weights > 0
+        distances = jnp.sqrt((updates**2).sum(1))
+        learned = jnp.where(state.known, jnp.sqrt(((base - state.parameters) ** 2).sum()), 0.0)
+        radius = jnp.minimum(_radius(0.0, distances, present, self.byzantine), self.pace * learned)
+        factors = _factors(distances, radius)
+        update = product(shares(weights) * factors, updates)
+        clipped = (present & (factors < 1)).sum() / jnp.maximum(present.sum(), 1)
+        return update, PaceMemory(base + update, jnp.asarray(True)), {"clipped": clipped}
+
+    def tolerance(self, senders: int) -> int:
+        return min(self.byzantine, minority(senders))
+
+
 class NormClipping(Aggregator):
     """Before another rule: every update is scaled down to a length of at most `norm`.
 

@@ -65,6 +65,12 @@ AGGREGATORS: dict[str, Entry] = {
         "SelfCentredClipping",
         _CLIPPING,
     ),
+    "self-paced-clipping": Entry(
+        "gossip: the same, by no more than a share of what one has just learned oneself",
+        "clipping",
+        "SelfPacedClipping",
+        {"pace": "pace", **_BYZANTINE},
+    ),
     "majority": Entry("sign of the majority, for the sign codec; bears fewer than half", "majority", "Majority"),
 }
 
@@ -81,7 +87,7 @@ def build(settings: AggregatorSettings) -> "Aggregator":
         raise ValueError(f"trust_alpha {settings.trust_alpha}: must be from 0 to 1")
     if settings.bucket < 1:
         raise ValueError(f"bucket {settings.bucket}: must be 1 (no buckets) or more")
-    for name in ("assumed_byzantine", "clip_radius", "clip_norm"):
+    for name in ("assumed_byzantine", "clip_radius", "clip_norm", "pace"):
         if getattr(settings, name) < 0:
             raise ValueError(f"{name} {getattr(settings, name)}: must not be negative")
     rule = AGGREGATORS[settings.aggregator].build(settings)
