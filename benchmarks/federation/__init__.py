@@ -37,6 +37,11 @@ PARTS: dict[str, Part] = {
         "475 by 1,000 trajectories an agent and half of what one agent needs; within 5 % under attack",
         "fedpg",
     ),
+    "decbyzpg": Part(
+        "gossip among 13 CartPole agents of which 3 attack, on a ring and a random overlay (DecByzPG, Jordan et al.)",
+        "490 at 8,000 trajectories",
+        "decbyzpg",
+    ),
     "speed-up": Part(
         "what each CartPole agent needs, with 1 to 32 agents alike; slope between logarithms, picture",
         "no bar: reported",
@@ -66,11 +71,6 @@ PARTS: dict[str, Part] = {
         "one graph network federated over ieee14, 30, 57 and 118, against each alone; unchanged on ieee300",
         "better than alone on every grid",
         "four_sizes",
-    ),
-    "decbyzpg": Part(
-        "gossip among 13 CartPole agents of which 3 attack, on a ring and a random overlay (DecByzPG, Jordan et al.)",
-        "490 at 8,000 trajectories",
-        "decbyzpg",
     ),
 }
 

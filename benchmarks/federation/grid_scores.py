@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 from dynamic_graph_fed_rl.environments.base import Controller
 from dynamic_graph_fed_rl.environments.domain import Domain
 from dynamic_graph_fed_rl.evaluation.evaluate import evaluation_keys, run_episodes
-from dynamic_graph_fed_rl.evaluation.statistics import POLICY, score
+from dynamic_graph_fed_rl.evaluation.statistics import POLICY, interquartile_mean, score
 from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
 # all that the score is drawn between; the perfect-model DC-OPF is a reference, not a rule in use
@@ -42,6 +42,14 @@ class Judge:
             if value is not None:
                 found[scenario] = value
         return found
+
+    def saving(self, policy: Controller) -> float:
+        """Operating cost below that of the best rule in use [%], averaged over the scenarios."""
+        found = []
+        for scenario in self._domain.scenarios:
+            best = min(float(interquartile_mean(cost)) for cost in self._baselines(scenario).values())
+            found.append(100.0 * (1.0 - float(interquartile_mean(self._cost(policy, scenario))) / best))
+        return float(np.mean(found))
 
     def _run_baselines(self, scenario: str) -> dict[str, np.ndarray]:
         environment = self._domain.scenarios[scenario]

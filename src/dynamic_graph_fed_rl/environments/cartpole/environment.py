@@ -13,10 +13,12 @@ from dynamic_graph_fed_rl.graph import vector_graph
 
 
 class CartPoleState(eqx.Module):
-    """Position [m], velocity [m/s], pole angle [rad], angular velocity [rad/s], and the steps so far."""
+    """Position [m], velocity [m/s], pole angle [rad], angular velocity [rad/s], the steps so far, and whether the
+    limits have ever been left."""
 
     physics: Float[Array, "4"]
     step: Int[Array, ""]
+    over: Bool[Array, ""]
 
 
 class CartPole(Environment):
@@ -55,13 +57,13 @@ class CartPole(Environment):
 
     def reset(self, key: PRNGKeyArray) -> tuple[CartPoleState, Observation]:
         physics = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
-        state = CartPoleState(physics, jnp.zeros((), jnp.int32))
+        state = CartPoleState(physics, jnp.zeros((), jnp.int32), jnp.asarray(False))
         return state, self._observe(state, jnp.asarray(True))
 
     def step(
         self, key: PRNGKeyArray, state: CartPoleState, action: Int[Array, "agents slots"]
     ) -> tuple[CartPoleState, Transition]:
-        x, velocity, angle, spin = state.physics
+        _, velocity, angle, spin = state.physics
         force = jnp.where(action[0, 0] == 1, self.force_n, -self.force_n)
         total = self.cart_mass_kg + self.pole_mass_kg
         sine, cosine = jnp.sin(angle), jnp.cos(angle)
@@ -72,11 +74,10 @@ class CartPole(Environment):
         linear = push - self.pole_mass_kg * self.half_length_m * angular * cosine / total
         dt_s = 0.02
         physics = state.physics + dt_s * jnp.stack([velocity, linear, spin, angular])
-        after = CartPoleState(physics, state.step + 1)
-        fallen = (jnp.abs(physics[0]) > 2.4) | (jnp.abs(physics[2]) > jnp.deg2rad(12.0))
-        # a world that evaluation steps on after its end earns nothing more
-        already = (jnp.abs(x) > 2.4) | (jnp.abs(angle) > jnp.deg2rad(12.0))
-        reward = jnp.where(already, 0.0, 1.0)
+        fallen = state.over | (jnp.abs(physics[0]) > 2.4) | (jnp.abs(physics[2]) > jnp.deg2rad(12.0))
+        after = CartPoleState(physics, state.step + 1, fallen)
+        # a world that evaluation steps on after its end earns nothing more, wherever the cart goes
+        reward = jnp.where(state.over, 0.0, 1.0)
         return after, Transition(
             observation=self._observe(after, jnp.asarray(False)),
             reward=reward[None],
