@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ ENV is one of {environments}. Without it, these are the options for {shown}:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status: 2 for what the user can put right, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = lambda message, *_, **__: f"dgfrl: warning: {message}\n"
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,

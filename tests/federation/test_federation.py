@@ -288,11 +288,16 @@ def learned_alike() -> tuple[jax.Array, jax.Array, jax.Array]:
     return tuple(to_vectors([one.network], everything) for one in (repeated(learner), together, repeated(alone)))
 
 
+@eqx.filter_jit
+def once(federation: Federation, before: jax.Array, after: jax.Array) -> jax.Array:
+    """What one exchange makes of what was learned in between."""
+    return federation.exchange(jax.random.key(7), begun(federation, before), after, everybody())[1]
+
+
 @pytest.mark.parametrize("name", ["server", "tree", "gossip-complete", "gossip-ring"])
 def test_identical_agents_with_identical_data_are_one_agent(name, learned_alike):
     """Learn from the same experience with the same draws, exchange, and compare with an agent on its own."""
     before, together, alone = learned_alike
-    federation = FEDERATIONS[name]()
-    _, shared, _ = federation.exchange(jax.random.key(7), begun(federation, before), together, everybody())
+    shared = once(FEDERATIONS[name](), before, together)
     assert float(jnp.abs(alone - before).sum()) > 1e-2
     np.testing.assert_allclose(shared, alone, atol=1e-6)

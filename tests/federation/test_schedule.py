@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +19,15 @@ def schedule(times=TIMES, **changes) -> Schedule:
     return replace(Schedule.simple(len(times)), step_time=jnp.asarray(times), **changes)
 
 
-def who_works(one: Schedule, ticks: int, seed: int = 0) -> np.ndarray:
-    """Activity `[ticks, A]`."""
+@eqx.filter_jit
+def who_works(one: Schedule, ticks: int, seed: int = 0) -> jax.Array:
+    """Activity `[ticks, A]`; compiled once for all schedules of a length."""
 
     def tick(state, key):
         state, active, _ = one.advance(key, state)
         return state, active
 
-    return np.asarray(jax.lax.scan(tick, one.init(), jax.random.split(jax.random.key(seed), ticks))[1])
+    return jax.lax.scan(tick, one.init(), jax.random.split(jax.random.key(seed), ticks))[1]
 
 
 def test_time_law_of_asynchrony():
@@ -50,7 +52,7 @@ def test_equal_clocks_make_no_difference():
 @pytest.mark.parametrize("absence", [1.0, 5.0])
 def test_absences_have_their_share_and_their_length(absence):
     one = schedule([1.0] * 50, dropout=jnp.asarray(0.2), absence=jnp.asarray(absence))
-    works = who_works(one, 2000)[100:]
+    works = np.asarray(who_works(one, 2000))[100:]
     assert (~works).mean() == pytest.approx(0.2, abs=0.01)
     ended = (~works[:-1]) & works[1:]
     assert (~works).sum() / ended.sum() == pytest.approx(absence if absence > 1 else 1 / 0.8, rel=0.05)
