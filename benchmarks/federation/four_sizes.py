@@ -15,13 +15,14 @@ UNSEEN = "ieee300"
 ROUNDS, DAYS, SEEDS, UNSEEN_DAYS = 60, 10, 5, 5
 
 
-def utility(case: str, rounds: int) -> Built:
+# the farms that the default share of renewables places on it are more than its lines can take from the first step on
+UNSEEN_SETTINGS = {"renewable_share": 0.0}
+
+
+def utility(case: str, rounds: int, **settings: float) -> Built:
     """One agent that dispatches the whole grid of one owner."""
-    return build(
-        default_experiment(
-            "power-grid", case=case, agents=1, federation="centralised", worlds=16, minibatches=4, rounds=rounds
-        )
-    )
+    common = {"agents": 1, "federation": "centralised", "worlds": 16, "minibatches": 4, "rounds": rounds}
+    return build(default_experiment("power-grid", case=case, **common, **settings))
 
 
 def run(quick: bool, seeds: int | None) -> list[Row]:
@@ -30,7 +31,7 @@ def run(quick: bool, seeds: int | None) -> list[Row]:
     rounds, days, seeds = (2, 2, 1) if quick else (ROUNDS, DAYS, seeds or SEEDS)
     utilities = {case: utility(case, rounds) for case in cases}
     judges = {case: Judge(one.domain, days) for case, one in utilities.items()}
-    newcomer = utility(unseen, rounds)
+    newcomer = utility(unseen, rounds, **UNSEEN_SETTINGS)
     newcomer_judge = Judge(newcomer.domain, 2 if quick else UNSEEN_DAYS)
     groups = tuple(one.trainer.groups[0] for one in utilities.values())
     scores: dict[str, dict[str, list[float]]] = {}
@@ -64,7 +65,7 @@ def run(quick: bool, seeds: int | None) -> list[Row]:
                 f"{case}, federated less alone: points of score", difference, bar=0.0, decided_by="interval"
             )
         )
-    note = "do-nothing and the best rule are too close there for a score; above 0 is better than the best rule"
+    note = "above 0 is better than the best rule; without renewables, whose default share that grid cannot carry"
     rows.append(
         row_from_seeds(
             f"unchanged on {unseen}, never seen: operating cost below the best rule's",
