@@ -55,11 +55,11 @@ def learn(
     # whoever took part in an exchange with a server holds its model
     judged = 1 if experiment.federation == "server" else honest
     numbers = jnp.asarray(seeds)
-    training = _start(trainer, numbers)
+    training = start(trainer, numbers)
     ended = np.zeros(len(seeds))
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number in range(1, experiment.rounds // every + 1):
-        training, finished, returns = _advance(
+        training, finished, returns = advance(
             trainer, environment, training, numbers, jnp.asarray(number), every, judged, episodes, greedy
         )
         ended = ended + np.asarray(finished)[:, :honest].mean(1)
@@ -91,12 +91,12 @@ def at(curves: Curves, trajectories: float) -> Float[np.ndarray, " seeds"]:
 
 
 @eqx.filter_jit
-def _start(trainer: Trainer, seeds: Int[Array, " seeds"]) -> Training:
+def start(trainer: Trainer, seeds: Int[Array, " seeds"]) -> Training:
     return jax.vmap(lambda seed: trainer.init(stream_key(TRAINING_STREAM, seed)))(seeds)
 
 
 @eqx.filter_jit
-def _advance(
+def advance(
     trainer: Trainer,
     environment: Environment,
     training: Training,

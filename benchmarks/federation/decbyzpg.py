@@ -66,17 +66,17 @@ class OneOf(Attack):
 
     which: Int[Array, ""]
 
-    def __call__(
+    def forged(
         self,
         updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
+        attackers: Bool[Array, " A"],
+        honest: Bool[Array, " A"],
         state: PyTree,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, "A P"], PyTree]:
-        noise, _ = Noise()(updates, byzantine, active, None, key)
-        zero, _ = AverageZero()(updates, byzantine, active, None, key)
-        return jnp.stack([updates, noise, zero])[self.which], state
+        noise, _ = Noise().forged(updates, attackers, honest, None, key)
+        zero, _ = AverageZero().forged(updates, attackers, honest, None, key)
+        return jnp.stack([updates, noise, jnp.broadcast_to(zero, updates.shape)])[self.which], state
 
 
 class Attacked(Federation):
@@ -219,7 +219,7 @@ def _under(trainer: Trainer, which: Int[Array, ""]) -> Trainer:
 
 @eqx.filter_jit
 def _start(trainer: Trainer, which: Int[Array, " attacks"], seeds: Int[Array, " seeds"]) -> PyTree:
-    return jax.vmap(lambda one: cartpole._start(_under(trainer, one), seeds))(which)
+    return jax.vmap(lambda one: cartpole.start(_under(trainer, one), seeds))(which)
 
 
 @eqx.filter_jit
@@ -235,6 +235,6 @@ def _advance(
 
     def one(which: Int[Array, ""], training: PyTree) -> tuple[PyTree, Array, Array]:
         under = _under(trainer, which)
-        return cartpole._advance(under, environment, training, seeds, number, EVERY, HONEST, EPISODES, True)
+        return cartpole.advance(under, environment, training, seeds, number, EVERY, HONEST, EPISODES, True)
 
     return jax.vmap(one)(which, training)

@@ -25,7 +25,7 @@ Federated reinforcement learning for networks that keep changing.
 
 dgfrl COMMAND --help tells a command's options with their defaults. DGFRL_CACHE_DIR moves the folder of
 compiled programs, DGFRL_DEBUG=1 shows where in the code an error arose. DGFRL_COORDINATOR=HOST:PORT,
-DGFRL_PROCESSES=N and DGFRL_PROCESS=I make N processes train together (see docs/federation.md).
+DGFRL_PROCESSES=N and DGFRL_PROCESS=I make N processes train together (see docs/trainer.md).
 """
 
 _TRAIN_HELP = """usage: dgfrl train ENV [OPTIONS]

@@ -18,6 +18,7 @@ from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, LearnedPol
 from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, judged_by
 from dynamic_graph_fed_rl.evaluation.report import TERMINAL_WIDTH, comparison_table, write_report
 from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, with_fields
+from dynamic_graph_fed_rl.federation.privacy import epsilon
 from dynamic_graph_fed_rl.training import checkpoint, placement, runs
 from dynamic_graph_fed_rl.training.progress import Display, Stop
 from dynamic_graph_fed_rl.training.trainer import Trainer, Training
@@ -115,8 +116,6 @@ def _privacy_spent(experiment: Experiment) -> runs.Derived | None:
     exchange = experiment.exchange
     if exchange.privacy != "dp":
         return None
-    from dynamic_graph_fed_rl.federation.privacy import epsilon
-
     # the accountant's library is asked for before anything is compiled
     epsilon(exchange.dp_noise, 1, 1.0, exchange.dp_delta)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from dynamic_graph_fed_rl.federation.attacks import ATTACKS, build
+from dynamic_graph_fed_rl.federation.attacks import ATTACKS, Noise, SignFlip, build
 
 AGENTS, SIZE = 8, 5
 BYZANTINE = np.array([1, 0, 1, 0, 0, 1, 0, 0], bool)
@@ -24,8 +24,8 @@ def _call(attack, updates, byzantine, active, state, seed):
     return attack(updates, byzantine, active, state, jax.random.key(seed))
 
 
-def sent(name, updates, byzantine=BYZANTINE, active=ACTIVE, state=None, seed=0, scale=None):
-    attack = build(name, scale)
+def sent(attack, updates, byzantine=BYZANTINE, active=ACTIVE, state=None, seed=0):
+    attack = build(attack) if isinstance(attack, str) else attack
     state = attack.init(AGENTS, SIZE) if state is None else state
     rows, state = _call(attack, *map(jnp.asarray, (updates, byzantine, active)), state, jnp.asarray(seed))
     return np.asarray(rows), state
@@ -52,13 +52,13 @@ def test_noise_is_uniform_and_new_every_time():
     noise = np.stack([sent("noise", draw(2), seed=seed)[0][ATTACKERS] for seed in range(100)])
     assert np.abs(noise).max() <= 1000 and np.abs(noise).max() > 990
     assert abs(noise.mean()) < 60 and noise.std() == pytest.approx(1000 / np.sqrt(3), rel=0.05)
-    assert np.abs(sent("noise", draw(2), scale=0.1)[0][ATTACKERS]).max() <= 0.1
+    assert np.abs(sent(Noise(0.1), draw(2))[0][ATTACKERS]).max() <= 0.1
 
 
 def test_sign_flip():
     updates = draw(3)
     np.testing.assert_allclose(sent("sign-flip", updates)[0][ATTACKERS], -2.5 * updates[ATTACKERS])
-    np.testing.assert_allclose(sent("sign-flip", updates, scale=1.0)[0][ATTACKERS], -updates[ATTACKERS])
+    np.testing.assert_allclose(sent(SignFlip(1.0), updates)[0][ATTACKERS], -updates[ATTACKERS])
 
 
 def test_average_zero():

@@ -14,7 +14,7 @@ from dynamic_graph_fed_rl.algorithms.ppo import build as build_ppo
 from dynamic_graph_fed_rl.algorithms.settings import PPOSettings
 from dynamic_graph_fed_rl.environments.worlds import Worlds
 from dynamic_graph_fed_rl.federation.build import build
-from dynamic_graph_fed_rl.federation.federation import Alone, Federation, FederationState
+from dynamic_graph_fed_rl.federation.federation import Federation, FederationState
 from dynamic_graph_fed_rl.federation.overlay import Ring
 from dynamic_graph_fed_rl.federation.schedule import Plan
 from dynamic_graph_fed_rl.federation.settings import FederationSettings
@@ -274,7 +274,7 @@ def learned_alike() -> tuple[jax.Array, jax.Array, jax.Array]:
     """Parameters `[A, P]` before learning, after learning together from the same experience, and of one alone."""
     settings = PPOSettings(epochs=2, minibatches=2, width=8, layers=1)
     group = Group(build_ppo(settings, 10), Worlds(PROBES["observation-and-action"].environment, 8))
-    training = Trainer((group,), Federation.simple(Alone(), 1), 4).init(jax.random.key(0))
+    training = Trainer((group,), made("independent", 1), 4).init(jax.random.key(0))
     (learner,), (actors,) = training.learners, training.actors
     key = jax.random.key(7)
     _, experience, _ = eqx.filter_jit(collect)(key, group.algorithm, group.worlds, learner, actors, 4)

@@ -16,7 +16,12 @@ TIMES = [1.0, 1.0, 1.0, 4.0]
 
 
 def schedule(times=TIMES, **changes) -> Schedule:
-    return replace(Schedule.simple(len(times)), step_time=jnp.asarray(times), **changes)
+    """Everybody, always, each in its own time."""
+    agents, never = len(times), jnp.iinfo(jnp.int32).max
+    plain = Schedule(
+        jnp.asarray(times), jnp.zeros(()), jnp.ones(()), jnp.zeros(agents, jnp.int32), jnp.full(agents, never)
+    )
+    return replace(plain, **changes)
 
 
 @eqx.filter_jit

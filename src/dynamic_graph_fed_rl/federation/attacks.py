@@ -17,7 +17,7 @@ from dynamic_graph_fed_rl.federation.aggregators.base import product, shares
 
 
 class Attack(eqx.Module):
-    """`init` and one pure function; the attackers know what everybody was about to send."""
+    """`init` and what the attackers send; they know what everybody was about to send."""
 
     acts_randomly: ClassVar[bool] = False
     """True: the attack is in the world, not in what is sent; the trainer makes the attackers act at random."""
@@ -27,6 +27,16 @@ class Attack(eqx.Module):
         return None
 
     @abc.abstractmethod
+    def forged(
+        self,
+        updates: Float[Array, "A P"],
+        attackers: Bool[Array, " A"],
+        honest: Bool[Array, " A"],
+        state: PyTree,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, "*A P"], PyTree]:
+        """What each attacker sends, or the one vector that all of them do, and the new memory."""
+
     def __call__(
         self,
         updates: Float[Array, "A P"],
@@ -35,24 +45,20 @@ class Attack(eqx.Module):
         state: PyTree,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, "A P"], PyTree]:
-        """What is sent, and the new memory."""
+        """What is sent by all, and the new memory."""
+        attackers = byzantine & active
+        sent, state = self.forged(updates, attackers, active & ~byzantine, state, key)
+        return jnp.where(attackers[:, None], sent, updates), state
 
 
-class Nothing(Attack):
-    """Everybody sends its own update."""
+class Truth(Attack):
+    """Every attacker sends its own update."""
 
-    def __call__(
-        self,
-        updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
-        state: PyTree,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "A P"], PyTree]:
+    def forged(self, updates, attackers, honest, state, key):
         return updates, state
 
 
-class RandomAction(Nothing):
+class RandomAction(Truth):
     """Acts at random and honestly sends what it learnt from that (FedPG-BR, Fan et al. 2021)."""
 
     acts_randomly: ClassVar[bool] = True
@@ -63,48 +69,24 @@ class Noise(Attack):
 
     scale: float = eqx.field(static=True, default=1000.0)
 
-    def __call__(
-        self,
-        updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
-        state: PyTree,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "A P"], PyTree]:
-        noise = jax.random.uniform(key, updates.shape, updates.dtype, -self.scale, self.scale)
-        return _instead(updates, byzantine & active, noise), state
+    def forged(self, updates, attackers, honest, state, key):
+        return jax.random.uniform(key, updates.shape, updates.dtype, -self.scale, self.scale), state
 
 
 class SignFlip(Attack):
-    """Its own update times `-scale` (FedPG-BR, Fan et al. 2021: 2.5)."""
+    """Its own update times `-scale`; 2.5 is what experiments on FedPG-BR use."""
 
     scale: float = eqx.field(static=True, default=2.5)
 
-    def __call__(
-        self,
-        updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
-        state: PyTree,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "A P"], PyTree]:
-        return _instead(updates, byzantine & active, -self.scale * updates), state
+    def forged(self, updates, attackers, honest, state, key):
+        return -self.scale * updates, state
 
 
 class AverageZero(Attack):
     """All send the one vector that makes the plain mean of the active 0 (DecByzPG, Jordan et al. 2024)."""
 
-    def __call__(
-        self,
-        updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
-        state: PyTree,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "A P"], PyTree]:
-        attackers = byzantine & active
-        total = product((active & ~byzantine).astype(updates.dtype), updates)
-        return _instead(updates, attackers, -total / jnp.maximum(attackers.sum(), 1)), state
+    def forged(self, updates, attackers, honest, state, key):
+        return -product(honest.astype(updates.dtype), updates) / jnp.maximum(attackers.sum(), 1), state
 
 
 class ALittleIsEnough(Attack):
@@ -114,23 +96,15 @@ class ALittleIsEnough(Attack):
     where the normal distribution reaches `(n - m - s) / (n - m)`: so many of the honest deviate further than they.
     """
 
-    def __call__(
-        self,
-        updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
-        state: PyTree,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "A P"], PyTree]:
-        attackers, honest = byzantine & active, active & ~byzantine
+    def forged(self, updates, attackers, honest, state, key):
         share = shares(honest.astype(updates.dtype))
         mean = product(share, updates)
         deviation = jnp.sqrt(product(share, (updates - mean) ** 2))
-        supporters = active.sum() // 2 + 1 - attackers.sum()
+        supporters = (attackers | honest).sum() // 2 + 1 - attackers.sum()
         below = (honest.sum() - supporters) / jnp.maximum(honest.sum(), 1)
         # 0 and 1, which a majority of attackers or a handful of agents can give, have no finite z
         z = jax.scipy.special.ndtri(jnp.clip(below, 0.001, 0.999))
-        return _instead(updates, attackers & honest.any(), mean - z * deviation), state
+        return jnp.where(honest.any(), mean - z * deviation, updates), state
 
 
 class Replayed(eqx.Module):
@@ -146,49 +120,31 @@ class StaleReplay(Attack):
     def init(self, agents: int, size: int) -> Replayed:
         return Replayed(jnp.zeros((agents, size)), jnp.zeros(agents, bool))
 
-    def __call__(
-        self,
-        updates: Float[Array, "A P"],
-        byzantine: Bool[Array, " A"],
-        active: Bool[Array, " A"],
-        state: Replayed,
-        key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "A P"], Replayed]:
-        attackers = byzantine & active
-        first = _instead(state.updates, attackers & ~state.known, updates)
-        return _instead(updates, attackers, first), Replayed(first, state.known | attackers)
-
-
-def _instead(
-    updates: Float[Array, "A P"], attackers: Bool[Array, " A"], sent: Float[Array, "*A P"]
-) -> Float[Array, "A P"]:
-    return jnp.where(attackers[:, None], sent, updates)
+    def forged(self, updates, attackers, honest, state, key):
+        first = jnp.where((attackers & ~state.known)[:, None], updates, state.updates)
+        return first, Replayed(first, state.known | attackers)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`build(scale)`: None is the attack's own scale, which an attack without one ignores."""
+    """A line of help, and the attack with its own strength."""
 
     help: str
-    build: Callable[[float | None], Attack]
-
-
-def _scaled(attack: Callable[..., Attack]) -> Callable[[float | None], Attack]:
-    return lambda scale: attack() if scale is None else attack(scale)
+    build: Callable[[], Attack]
 
 
 ATTACKS: dict[str, Entry] = {
-    "none": Entry("everybody sends its own update", lambda _: Nothing()),
-    "noise": Entry("uniform noise of +-scale (1000)", _scaled(Noise)),
-    "sign-flip": Entry("the attacker's own update times -scale (2.5)", _scaled(SignFlip)),
-    "average-zero": Entry("what makes the plain mean of all updates 0", lambda _: AverageZero()),
-    "alie": Entry("a little is enough: just inside the spread of the honest", lambda _: ALittleIsEnough()),
-    "stale-replay": Entry("the attacker's first update, again and again", lambda _: StaleReplay()),
-    "random-action": Entry("the attacker acts at random and sends what it learns", lambda _: RandomAction()),
+    "none": Entry("everybody sends its own update", Truth),
+    "noise": Entry("uniform noise of +-1000", Noise),
+    "sign-flip": Entry("the attacker's own update times -2.5", SignFlip),
+    "average-zero": Entry("what makes the plain mean of all updates 0", AverageZero),
+    "alie": Entry("a little is enough: just inside the spread of the honest", ALittleIsEnough),
+    "stale-replay": Entry("the attacker's first update, again and again", StaleReplay),
+    "random-action": Entry("the attacker acts at random and sends what it learns", RandomAction),
 }
 
 
-def build(name: str, scale: float | None = None) -> Attack:
+def build(name: str) -> Attack:
     """The attack of that name.
 
     Raises:
@@ -196,4 +152,4 @@ def build(name: str, scale: float | None = None) -> Attack:
     """
     if name not in ATTACKS:
         raise ValueError(f"attack '{name}': unknown; known: {', '.join(ATTACKS)}")
-    return ATTACKS[name].build(scale)
+    return ATTACKS[name].build()

@@ -4,8 +4,6 @@ Pure functions over the agents' parameters as rows of a matrix (`sharing.py` mak
 what is being learned and never sees experience.
 """
 
-from typing import Generic, TypeVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,13 +13,11 @@ from dynamic_graph_fed_rl.federation.attacks import Attack
 from dynamic_graph_fed_rl.federation.method import Exchanged, Method
 from dynamic_graph_fed_rl.federation.schedule import Plan, Schedule, ScheduleState
 
-MethodState = TypeVar("MethodState")
 
-
-class FederationState(eqx.Module, Generic[MethodState]):
+class FederationState(eqx.Module):
     """What the method keeps, where the virtual clock stands, and what the attackers remember."""
 
-    method: MethodState
+    method: PyTree
     schedule: ScheduleState
     attack: PyTree
 
@@ -40,12 +36,6 @@ class Federation(eqx.Module):
     byzantine: Bool[Array, " agents"]
     staleness_power: Float[Array, ""]
     attack: Attack | None = None
-
-    @staticmethod
-    def simple(method: Method, agents: int) -> "Federation":
-        """Everybody takes part in every round, weighs the same and is honest."""
-        nobody = jnp.zeros(agents, bool)
-        return Federation(method, Schedule.simple(agents), jnp.ones(agents), nobody, jnp.zeros(()))
 
     @property
     def agents(self) -> int:

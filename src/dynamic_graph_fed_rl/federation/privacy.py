@@ -13,12 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from dynamic_graph_fed_rl.federation.aggregators.base import Aggregator, product
-
-
-def clip_update(update: Float[Array, " P"], radius: float | Float[Array, ""]) -> Float[Array, " P"]:
-    """`update`, scaled down where its Euclidean norm is above `radius` (> 0)."""
-    return update * _shrinking(jnp.linalg.norm(update), radius)
+from dynamic_graph_fed_rl.federation.aggregators.base import Aggregator, clip_factors, product
 
 
 class ClientLevelDP(Aggregator):
@@ -72,7 +67,7 @@ class ClientLevelDP(Aggregator):
 
     def clipped_sum(self, updates: Float[Array, "K P"], weights: Float[Array, " K"]) -> Float[Array, " P"]:
         """Sum of the clipped rows of those present; one agent coming or going moves it by `clip` at most."""
-        factors = _shrinking(jnp.linalg.norm(updates, axis=1), self.clip)
+        factors = clip_factors(jnp.linalg.norm(updates, axis=1), self.clip)
         return product(jnp.where(weights > 0, factors, 0.0), updates)
 
     def tolerance(self, senders: int) -> int:
@@ -133,10 +128,6 @@ def _one_round(noise_multiplier: float, sampling_rate: float) -> Any:
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_rate
     )
-
-
-def _shrinking(norm: Float[Array, "*rows"], radius: float | Float[Array, ""]) -> Float[Array, "*rows"]:
-    return radius / jnp.maximum(norm, radius)
 
 
 def _accounting() -> Any:

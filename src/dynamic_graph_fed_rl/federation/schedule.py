@@ -40,17 +40,6 @@ class Schedule(eqx.Module):
     leaves: Int[Array, " agents"]
     asynchronous: bool = eqx.field(static=True, default=False)
 
-    @staticmethod
-    def simple(agents: int) -> "Schedule":
-        """Everybody, always, at the same speed."""
-        return Schedule(
-            jnp.ones(agents),
-            jnp.zeros(()),
-            jnp.ones(()),
-            jnp.zeros(agents, jnp.int32),
-            jnp.full(agents, jnp.iinfo(jnp.int32).max),
-        )
-
     def init(self) -> ScheduleState:
         return ScheduleState(jnp.zeros((), jnp.int32), jnp.zeros(self.step_time.shape, bool))
 

@@ -54,11 +54,11 @@ def collect(
     act = jax.vmap(algorithm.act)
 
     def decide(actors: Actors, row_key: PRNGKeyArray) -> tuple[Actors, tuple]:
-        act_key, step_key = jax.random.split(row_key)
+        act_key, step_key, random_key = jax.random.split(row_key, 3)
         keys = jax.random.split(act_key, worlds.agents)
         action, memory, extras = act(keys, learners, actors.memory, actors.observation)
         if acts_randomly is not None:
-            random = _random_action(jax.random.fold_in(act_key, 0), action, actors.observation)
+            random = _random_action(random_key, action, actors.observation)
             action = select(acts_randomly, random, action)
         state, observation, transition = worlds.step(step_key, actors.worlds, action)
         metrics = transition.info.get("metrics", {})

@@ -9,7 +9,7 @@ from dynamic_graph_fed_rl.environments.base import Controller, Environment, Obse
 from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
 from dynamic_graph_fed_rl.environments.domain import Domain
 from dynamic_graph_fed_rl.environments.spec import Column, Metric, Spec
-from dynamic_graph_fed_rl.graph import vector_graph
+from dynamic_graph_fed_rl.environments.vector import Idle, Uniform, observe
 
 
 class CartPoleState(eqx.Module):
@@ -58,7 +58,7 @@ class CartPole(Environment):
     def reset(self, key: PRNGKeyArray) -> tuple[CartPoleState, Observation]:
         physics = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
         state = CartPoleState(physics, jnp.zeros((), jnp.int32), jnp.asarray(False))
-        return state, self._observe(state, jnp.asarray(True))
+        return state, observe(state.physics, 2, jnp.asarray(True))
 
     def step(
         self, key: PRNGKeyArray, state: CartPoleState, action: Int[Array, "agents slots"]
@@ -79,44 +79,13 @@ class CartPole(Environment):
         # a world that evaluation steps on after its end earns nothing more, wherever the cart goes
         reward = jnp.where(state.over, 0.0, 1.0)
         return after, Transition(
-            observation=self._observe(after, jnp.asarray(False)),
+            observation=observe(after.physics, 2, jnp.asarray(False)),
             reward=reward[None],
             cost=jnp.zeros((1, 0)),
             terminated=fallen[None],
             truncated=(~fallen & (after.step >= self.time_limit))[None],
             info={"metrics": {"episode_return": reward}},
         )
-
-    def _observe(self, state: CartPoleState, first: Bool[Array, ""]) -> Observation:
-        per_world = Observation(
-            graph=vector_graph(state.physics),
-            slots=jnp.zeros((1, 0)),
-            slot_owner=jnp.zeros((1,), jnp.int32),
-            action_mask=jnp.ones((1, 2), bool),
-            first=first,
-            births=jnp.zeros((1,), bool),
-        )
-        return jax.tree.map(lambda leaf: leaf[None], per_world)
-
-
-class Uniform(Controller):
-    """Random pushes."""
-
-    def initial_memory(self, state, observation: Observation) -> None:
-        return None
-
-    def act(self, key: PRNGKeyArray, memory: None, state, observation: Observation) -> tuple[Array, None]:
-        return jax.random.randint(key, observation.first.shape + (1,), 0, 2), None
-
-
-class Idle(Controller):
-    """Always the same push."""
-
-    def initial_memory(self, state, observation: Observation) -> None:
-        return None
-
-    def act(self, key: PRNGKeyArray, memory: None, state, observation: Observation) -> tuple[Array, None]:
-        return jnp.zeros(observation.first.shape + (1,), jnp.int32), None
 
 
 class LeanCorrection(Controller):

@@ -9,7 +9,7 @@ from dynamic_graph_fed_rl.environments.base import Controller, Environment, Obse
 from dynamic_graph_fed_rl.environments.domain import Domain
 from dynamic_graph_fed_rl.environments.drift.settings import DriftSettings
 from dynamic_graph_fed_rl.environments.spec import Column, Metric, Spec
-from dynamic_graph_fed_rl.graph import vector_graph
+from dynamic_graph_fed_rl.environments.vector import Idle, Uniform, observe
 
 NUMBERS = 4
 STRIDE_PER_DIFFICULTY = 0.1
@@ -65,7 +65,7 @@ class Drift(Environment):
 
     def reset(self, key: PRNGKeyArray) -> tuple[DriftState, Observation]:
         state = DriftState(jax.random.normal(key, (NUMBERS,)), jnp.zeros((), jnp.int32))
-        return state, self._observe(state, jnp.asarray(True))
+        return state, observe(state.numbers, 2, jnp.asarray(True))
 
     def step(
         self, key: PRNGKeyArray, state: DriftState, action: Int[Array, "agents slots"]
@@ -77,7 +77,7 @@ class Drift(Environment):
         left = _outside(after.numbers)
         distance = jnp.abs(after.numbers).mean()
         return after, Transition(
-            observation=self._observe(after, jnp.asarray(False)),
+            observation=observe(after.numbers, 2, jnp.asarray(False)),
             reward=jnp.where(left, 0.0, 1.0 - distance / LIMIT)[None],
             cost=jnp.zeros((1, 0)),
             terminated=left[None],
@@ -85,40 +85,9 @@ class Drift(Environment):
             info={"metrics": {"episode_return": -distance, "steps_inside": (~left).astype(jnp.float32)}},
         )
 
-    def _observe(self, state: DriftState, first: Bool[Array, ""]) -> Observation:
-        per_world = Observation(
-            graph=vector_graph(state.numbers),
-            slots=jnp.zeros((1, 0)),
-            slot_owner=jnp.zeros((1,), jnp.int32),
-            action_mask=jnp.ones((1, 2), bool),
-            first=first,
-            births=jnp.zeros((1,), bool),
-        )
-        return jax.tree.map(lambda leaf: leaf[None], per_world)
-
 
 def _outside(numbers: Float[Array, "4"]) -> Bool[Array, ""]:
     return jnp.abs(numbers).max() > LIMIT
-
-
-class Uniform(Controller):
-    """Random pushes."""
-
-    def initial_memory(self, state, observation: Observation) -> None:
-        return None
-
-    def act(self, key: PRNGKeyArray, memory: None, state, observation: Observation) -> tuple[Array, None]:
-        return jax.random.randint(key, observation.first.shape + (1,), 0, 2), None
-
-
-class Idle(Controller):
-    """Always the same push, down."""
-
-    def initial_memory(self, state, observation: Observation) -> None:
-        return None
-
-    def act(self, key: PRNGKeyArray, memory: None, state, observation: Observation) -> tuple[Array, None]:
-        return jnp.zeros(observation.first.shape + (1,), jnp.int32), None
 
 
 class PushBack(Controller):

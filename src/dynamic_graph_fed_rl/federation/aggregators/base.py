@@ -56,3 +56,9 @@ def product(left: Float[Array, "*rows K"], right: Float[Array, "K *columns"]) ->
     As `shares @ updates` it is many times faster on CPU than a reduction over the rows.
     """
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def clip_factors(lengths: Float[Array, " K"], radius: float | Float[Array, ""]) -> Float[Array, " K"]:
+    """What vectors of these lengths must be multiplied by so that none is longer than `radius`; at most 1."""
+    inside = lengths <= radius
+    return jnp.where(inside, 1.0, radius / jnp.where(inside, 1.0, lengths))

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from dynamic_graph_fed_rl.federation.aggregators.base import Aggregator, minority, product, shares
+from dynamic_graph_fed_rl.federation.aggregators.base import Aggregator, clip_factors, minority, product, shares
 from dynamic_graph_fed_rl.federation.aggregators.distances import inner_products
 
 
@@ -42,10 +42,10 @@ class CentredClipping(Aggregator):
             across = old * with_centre + product(products, new)
             own = old * (old * centre_square + 2.0 * product(new, with_centre)) + product(new, product(products, new))
             distances = jnp.sqrt(jnp.maximum(jnp.diagonal(products) - 2.0 * across + own, 0.0))
-            factors = _factors(distances, _radius(self.radius, distances, present, self.byzantine))
+            factors = clip_factors(distances, _radius(self.radius, distances, present, self.byzantine))
             pull = share * factors
             old, new = old * (1.0 - pull.sum()), new * (1.0 - pull.sum()) + pull
-            clipped = (present & (factors < 1)).sum() / jnp.maximum(present.sum(), 1)
+            clipped = _share_below_one(factors, present)
         centre = old * state + product(new, updates)
         return jnp.where(present.any(), centre, 0.0), centre, {"clipped": clipped}
 
@@ -72,11 +72,9 @@ class SelfCentredClipping(Aggregator):
         state: PyTree,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, " P"], PyTree, dict[str, Float[Array, ""]]]:
-        present = weights > 0
         distances = jnp.sqrt((updates**2).sum(1))
-        factors = _factors(distances, _radius(self.radius, distances, present, self.byzantine))
-        clipped = (present & (factors < 1)).sum() / jnp.maximum(present.sum(), 1)
-        return product(shares(weights) * factors, updates), state, {"clipped": clipped}
+        update, info = _clipped_mean(updates, weights, _radius(self.radius, distances, weights > 0, self.byzantine))
+        return update, state, info
 
     def tolerance(self, senders: int) -> int:
         return minority(senders) if self.radius else min(self.byzantine, minority(senders))
@@ -111,14 +109,11 @@ class SelfPacedClipping(Aggregator):
         state: PaceMemory,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, " P"], PaceMemory, dict[str, Float[Array, ""]]]:
-        present = weights > 0
         distances = jnp.sqrt((updates**2).sum(1))
         learned = jnp.where(state.known, jnp.sqrt(((base - state.parameters) ** 2).sum()), 0.0)
-        radius = jnp.minimum(_radius(0.0, distances, present, self.byzantine), self.pace * learned)
-        factors = _factors(distances, radius)
-        update = product(shares(weights) * factors, updates)
-        clipped = (present & (factors < 1)).sum() / jnp.maximum(present.sum(), 1)
-        return update, PaceMemory(base + update, jnp.asarray(True)), {"clipped": clipped}
+        adaptive = _radius(0.0, distances, weights > 0, self.byzantine)
+        update, info = _clipped_mean(updates, weights, jnp.minimum(adaptive, self.pace * learned))
+        return update, PaceMemory(base + update, jnp.asarray(True)), info
 
     def tolerance(self, senders: int) -> int:
         return min(self.byzantine, minority(senders))
@@ -144,9 +139,8 @@ class NormClipping(Aggregator):
         state: PyTree,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, " P"], PyTree, dict[str, Float[Array, ""]]]:
-        present = weights > 0
-        factors = _factors(jnp.sqrt((updates**2).sum(1)), jnp.asarray(self.norm))
-        shortened = (present & (factors < 1)).sum() / jnp.maximum(present.sum(), 1)
+        factors = clip_factors(jnp.sqrt((updates**2).sum(1)), jnp.asarray(self.norm))
+        shortened = _share_below_one(factors, weights > 0)
         update, state, info = self.inner(updates * factors[:, None], weights, base, state, key)
         return update, state, {**info, "shortened": shortened}
 
@@ -154,9 +148,16 @@ class NormClipping(Aggregator):
         return self.inner.tolerance(senders)
 
 
-def _factors(distances: Float[Array, " K"], radius: Float[Array, ""]) -> Float[Array, " K"]:
-    inside = distances <= radius
-    return jnp.where(inside, 1.0, radius / jnp.where(inside, 1.0, distances))
+def _clipped_mean(
+    updates: Float[Array, "K P"], weights: Float[Array, " K"], radius: Float[Array, ""]
+) -> tuple[Float[Array, " P"], dict[str, Float[Array, ""]]]:
+    """The weighted mean of the updates, none longer than `radius`, and which share of those present were."""
+    factors = clip_factors(jnp.sqrt((updates**2).sum(1)), radius)
+    return product(shares(weights) * factors, updates), {"clipped": _share_below_one(factors, weights > 0)}
+
+
+def _share_below_one(factors: Float[Array, " K"], present: Bool[Array, " K"]) -> Float[Array, ""]:
+    return (present & (factors < 1)).sum() / jnp.maximum(present.sum(), 1)
 
 
 def _radius(
