@@ -194,7 +194,8 @@ def _list(words: list[str]) -> int:
     from dynamic_graph_fed_rl.federation.aggregators.registry import AGGREGATORS
     from dynamic_graph_fed_rl.federation.attacks import ATTACKS
     from dynamic_graph_fed_rl.federation.codecs import CODECS
-    from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, OVERLAYS
+    from dynamic_graph_fed_rl.federation.overlay import OVERLAYS
+    from dynamic_graph_fed_rl.federation.settings import FEDERATIONS
 
     console = Console(highlight=False)
 
@@ -207,12 +208,16 @@ def _list(words: list[str]) -> int:
     section("Environments", {name: entry.help for name, entry in ENVIRONMENTS.items()})
     section("Algorithms", {name: entry.help for name, entry in ALGORITHMS.items()})
     section("Federations", FEDERATIONS)
-    section("Overlays (gossip)", OVERLAYS)
+    section("Overlays (gossip)", {name: entry.help for name, entry in OVERLAYS.items()})
     section("Aggregators", {name: entry.help for name, entry in AGGREGATORS.items()})
     section("Codecs", {name: entry.help for name, entry in CODECS.items()})
     section("Attacks (experiments)", {name: entry.help for name, entry in ATTACKS.items()})
     for name in ENVIRONMENTS:
-        domain = build(default_experiment(name)).domain
+        try:
+            domain = build(default_experiment(name)).domain
+        except ValueError as error:  # an extra that is not installed
+            section(f"Scenarios of {name}", {"-": str(error)})
+            continue
         section(f"Scenarios of {name}", {one: domain.help.get(one, "") for one in domain.scenarios})
         section(f"Baselines of {name}", {one: domain.help.get(one, "") for one in domain.baselines})
     return 0

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamic_graph_fed_rl.federation.overlay import OVERLAYS as REGISTERED
 from dynamic_graph_fed_rl.federation.overlay import (
     Complete,
     DirectedRandom,
@@ -14,6 +15,7 @@ from dynamic_graph_fed_rl.federation.overlay import (
     Overlay,
     RandomRegular,
     Ring,
+    build,
     read_overlay,
 )
 
@@ -28,6 +30,24 @@ OVERLAYS: dict[str, Overlay] = {
     "given-mutual": Given(PATH),
     "given-directed": Given(ONE_WAY),
 }
+
+
+def test_every_overlay_of_the_registry_is_tested():
+    assert set(REGISTERED) <= set(OVERLAYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "agents", "degree", "expected"),
+    [("complete", 5, 2, 5), ("ring", 5, 4, 3), ("ring", 2, 2, 2), ("ring", 1, 2, 1), ("random", 9, 4, 5)]
+    + [("random", 4, 6, 4), ("directed-random", 9, 3, 4), ("directed-random", 3, 6, 3)],
+)
+def test_fewest_heard(name, agents, degree, expected):
+    assert build(name, agents, degree).fewest_heard() == expected
+
+
+def test_fewest_heard_of_a_given_overlay():
+    assert OVERLAYS["given-mutual"].fewest_heard() == 2
+    assert OVERLAYS["given-directed"].fewest_heard() == 1 + ONE_WAY.sum(1).min()
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

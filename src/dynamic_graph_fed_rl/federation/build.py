@@ -17,18 +17,12 @@ from dynamic_graph_fed_rl.federation.federation import Alone, Federation
 from dynamic_graph_fed_rl.federation.gossip import Gossip
 from dynamic_graph_fed_rl.federation.hierarchy import Hierarchy, Level
 from dynamic_graph_fed_rl.federation.method import Method
-from dynamic_graph_fed_rl.federation.overlay import (
-    Complete,
-    DirectedRandom,
-    Overlay,
-    RandomRegular,
-    Ring,
-    read_overlay,
-)
+from dynamic_graph_fed_rl.federation.overlay import Overlay
+from dynamic_graph_fed_rl.federation.overlay import build as build_overlay
 from dynamic_graph_fed_rl.federation.privacy import ClientLevelDP
 from dynamic_graph_fed_rl.federation.schedule import Schedule
 from dynamic_graph_fed_rl.federation.secure import SecureMean, agree, fresh_keys
-from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, OVERLAYS, FederationSettings
+from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, FederationSettings
 
 
 def build(settings: FederationSettings, federation: str, agents: int, rounds: int = 1) -> Federation:
@@ -56,17 +50,17 @@ def _method(settings: FederationSettings, federation: str, agents: int, rounds: 
         return Alone()
     codec = _codec(settings)
     if federation == "gossip":
-        overlay = build_overlay(settings, agents)
-        senders = _heard(settings, agents)
-        return Gossip(_rule(settings, senders), codec, overlay, settings.gossip_step, settings.link_failure)
+        overlay = _overlay(settings, agents)
+        rule = _rule(settings, overlay.fewest_heard())
+        return Gossip(rule, codec, overlay, settings.gossip_step, settings.link_failure)
     return Hierarchy(_levels(settings, federation, agents, codec, _optimiser(settings, rounds)))
 
 
 def _codec(settings: FederationSettings) -> Codec:
     if settings.codec not in CODECS:
         raise ValueError(f"codec '{settings.codec}': unknown; known: {', '.join(CODECS)}")
-    options = {"share": settings.kept_share} if settings.codec == "top-k" else {}
-    return CODECS[settings.codec].build(**options)
+    entry = CODECS[settings.codec]
+    return entry.build(**{name: getattr(settings, option) for name, option in entry.options.items()})
 
 
 def _levels(
@@ -127,7 +121,9 @@ def _optimiser(settings: FederationSettings, rounds: int) -> optax.GradientTrans
     constant = settings.server_rate_schedule == "constant"
     course = rate if constant else optax.cosine_decay_schedule(rate, rounds)
     if settings.server_optimiser == "momentum":
-        return optax.sgd(course, momentum=0.9)
+        if not 0.0 <= settings.server_momentum < 1.0:
+            raise ValueError(f"server_momentum {settings.server_momentum}: must be a share below 1")
+        return optax.sgd(course, momentum=settings.server_momentum)
     if settings.server_optimiser == "adam":
         # Reddi et al. 2021, their defaults for beta_2 and tau
         return optax.adam(course, b1=0.9, b2=0.99, eps=1e-3)
@@ -149,6 +145,7 @@ def _schedule(settings: FederationSettings, agents: int) -> Schedule:
         _per_agent("joins", settings.joins, agents, 0).astype(jnp.int32),
         _per_agent("leaves", settings.leaves, agents, np.iinfo(np.int32).max).astype(jnp.int32),
         settings.schedule == "asynchronous",
+        not (settings.dropout or settings.joins or settings.leaves or settings.step_times),
     )
 
 
@@ -158,44 +155,21 @@ def _per_agent(name: str, values: tuple, agents: int, default: float | int) -> A
     return jnp.asarray(np.asarray(values or [default] * agents))
 
 
-def build_overlay(settings: FederationSettings, agents: int) -> Overlay:
-    """The overlay by name, or from a file.
-
-    Raises:
-        ValueError: unknown, or it falls into parts; lists them.
-    """
-    name, degree = settings.overlay, settings.degree
-    if degree < 1 or (name == "random" and degree % 2 and degree < agents - 1):
-        raise ValueError(f"degree {degree}: must be at least 1, and even on the overlay 'random'")
+def _overlay(settings: FederationSettings, agents: int) -> Overlay:
+    """The overlay, in one part unless parts are accepted."""
+    if settings.degree < 1:
+        raise ValueError(f"degree {settings.degree}: must be at least 1")
     if not 0.0 <= settings.link_failure < 1.0:
         raise ValueError(f"link_failure {settings.link_failure}: must be a probability below 1")
-    if name == "complete":
-        return Complete(agents)
-    if name == "ring":
-        return Ring(agents)
-    if name == "random":
-        return RandomRegular(agents, degree)
-    if name == "directed-random":
-        return DirectedRandom(agents, degree)
-    if not name.endswith(".csv"):
-        raise ValueError(f"overlay '{name}': unknown; known: {', '.join(OVERLAYS)}, or a .csv file")
-    overlay = read_overlay(name, agents)
+    overlay = build_overlay(settings.overlay, agents, settings.degree)
     parts = overlay.components()
     if len(parts) > 1:
-        text = f"overlay '{name}': falls into parts that never hear each other: {'; '.join(map(str, parts))}"
+        listed = "; ".join(map(str, parts))
+        text = f"overlay '{settings.overlay}': falls into parts that never hear each other: {listed}"
         if not settings.allow_disconnected:
             raise ValueError(f"{text} (allow_disconnected accepts it)")
         warnings.warn(text, stacklevel=2)
     return overlay
-
-
-def _heard(settings: FederationSettings, agents: int) -> int:
-    """How many an agent hears in a round, itself included."""
-    widths = {"complete": agents, "ring": min(3, agents)}
-    if settings.overlay.endswith(".csv"):
-        overlay = read_overlay(settings.overlay, agents)
-        return 1 + int((np.asarray(overlay.weights) > 0).sum(1).min())
-    return widths.get(settings.overlay, min(settings.degree + 1, agents))
 
 
 def _refuse_contradictions(settings: FederationSettings, federation: str, agents: int) -> None:
@@ -208,7 +182,7 @@ def _refuse_contradictions(settings: FederationSettings, federation: str, agents
     label = f"privacy '{settings.privacy}'"
     if federation != "server":
         raise ValueError(f"{label}: needs federation 'server', which alone sees nothing but an aggregate")
-    if settings.aggregator != "mean" or settings.clip_norm or settings.bucket > 1:
+    if build_aggregator(settings).sees_single_updates:
         raise ValueError(
             f"{label} with aggregator '{settings.aggregator}': a rule that must see single updates cannot go with "
             "a mode that hides them; only 'mean' without clip_norm and bucket can"

@@ -7,8 +7,8 @@ a simulation trains through them; what a lossy codec drops is kept by the sender
 
 import abc
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import equinox as eqx
@@ -156,17 +156,22 @@ class Sign(Codec):
 
 @dataclass(frozen=True)
 class Entry:
-    """`build(**options) -> Codec`; every option has a default."""
+    """`build(**options) -> Codec`, every option with a default; `options` maps them to fields of the settings."""
 
     help: str
     build: Callable[..., Codec]
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 CODECS = {
     "raw": Entry("float32 as it is: 4 bytes a number, nothing lost", Raw),
     "bf16": Entry("bfloat16: 2 bytes a number", Bf16),
     "int8": Entry("whole numbers of 8 bits with one scale for every 256 numbers: 1 byte a number", Int8Blocks),
-    "top-k": Entry("the share of largest magnitudes (default a tenth), with their places: 8 bytes a kept one", TopK),
+    "top-k": Entry(
+        "the share of largest magnitudes (default a tenth), with their places: 8 bytes a kept one",
+        TopK,
+        {"share": "kept_share"},
+    ),
     "sign": Entry("signs and one magnitude: 1 bit a number", Sign),
 }
 

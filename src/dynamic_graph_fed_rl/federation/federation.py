@@ -38,6 +38,10 @@ class Federation(eqx.Module):
     attack: Attack | None = None
 
     @property
+    def always(self) -> bool:
+        return self.schedule.always
+
+    @property
     def agents(self) -> int:
         return self.weights.shape[0]
 

@@ -5,6 +5,8 @@ sender splits itself among its hearers), and the gossip carries a push-sum weigh
 """
 
 import abc
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import equinox as eqx
@@ -55,6 +57,10 @@ class Overlay(eqx.Module):
         """Groups of agents that hear each other, if only by way of others and over many rounds."""
         return [list(range(self.agents))]
 
+    def fewest_heard(self) -> int:
+        """How many an agent hears in a round at least, itself included."""
+        return 1 + int((self.links(jax.random.key(0)).weights > 0).sum(1).min())
+
 
 class Complete(Overlay):
     """Everybody hears everybody, equally."""
@@ -75,9 +81,16 @@ class RandomRegular(Overlay):
     """Each agent hears `degree` others and is heard by the same, drawn anew every round.
 
     The agents are put on a circle in random order, and each hears its `degree` nearest.
+
+    Raises:
+        ValueError: `degree` is odd, and fewer than all others.
     """
 
     degree: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self) -> None:
+        if self.degree % 2 and self.degree < self.agents - 1:
+            raise ValueError(f"degree {self.degree}: must be at least 1, and even on the overlay 'random'")
 
     def links(self, key: PRNGKeyArray) -> Links:
         return _on_circle(jax.random.permutation(key, self.agents), self.degree)
@@ -152,6 +165,41 @@ def read_overlay(path: str | Path, agents: int) -> Given:
     if matrix.shape != (agents, agents) or not np.isin(matrix, (0, 1)).all():
         raise ValueError(f"{path}: must hold {agents} lines of {agents} zeros and ones, not a {matrix.shape} matrix")
     return Given(matrix.astype(bool))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of help, and the overlay of `(agents, degree)`."""
+
+    help: str
+    build: Callable[[int, int], Overlay]
+
+
+OVERLAYS: dict[str, Entry] = {
+    "complete": Entry("everybody hears everybody", lambda agents, degree: Complete(agents)),
+    "ring": Entry("each agent hears its two neighbours on a ring", lambda agents, degree: Ring(agents)),
+    "random": Entry(
+        "each agent hears `degree` others, drawn anew every round; hearing is mutual",
+        RandomRegular,
+    ),
+    "directed-random": Entry(
+        "each agent hears `degree` others, drawn anew; not mutual, so push-sum keeps the mean",
+        DirectedRandom,
+    ),
+}
+
+
+def build(name: str, agents: int, degree: int) -> Overlay:
+    """The overlay of that name, or of the CSV file of that path.
+
+    Raises:
+        ValueError: neither a known name nor a file, or not with so many agents and links.
+    """
+    if name in OVERLAYS:
+        return OVERLAYS[name].build(agents, degree)
+    if not name.endswith(".csv"):
+        raise ValueError(f"overlay '{name}': unknown; known: {', '.join(OVERLAYS)}, or a .csv file")
+    return read_overlay(name, agents)
 
 
 def _even(senders: Int[Array, "agents links"]) -> Links:

@@ -39,6 +39,8 @@ class Schedule(eqx.Module):
     joins: Int[Array, " agents"]
     leaves: Int[Array, " agents"]
     asynchronous: bool = eqx.field(static=True, default=False)
+    always: bool = eqx.field(static=True, default=False)
+    """Everybody takes part in every round: nobody's state has to be held back, which spares a copy of it all."""
 
     def init(self) -> ScheduleState:
         return ScheduleState(jnp.zeros((), jnp.int32), jnp.zeros(self.step_time.shape, bool))

@@ -12,12 +12,6 @@ FEDERATIONS = {
     "independent": "agents keep what they learn to themselves",
     "centralised": "one learner sees and controls the whole network (no federation; for comparison)",
 }
-OVERLAYS = {
-    "complete": "everybody hears everybody",
-    "ring": "each agent hears its two neighbours on a ring",
-    "random": "each agent hears `degree` others, drawn anew every round; hearing is mutual",
-    "directed-random": "each agent hears `degree` others, drawn anew; not mutual, so push-sum keeps the mean",
-}
 
 
 @dataclass(frozen=True)
@@ -25,8 +19,8 @@ class FederationSettings(AggregatorSettings):
     """Who exchanges what with whom, when, and how it is protected."""
 
     overlay: str = "ring"
-    """Who hears whom under gossip: complete, ring, random, directed-random, or a CSV file of an agents x agents
-    matrix of 0 and 1 (row hears column)."""
+    """Who hears whom under gossip (`dgfrl list`), or a CSV file of an agents x agents matrix of 0 and 1 (row hears
+    column)."""
     degree: int = 2
     """How many others an agent hears on a random overlay."""
     link_failure: float = 0.0
@@ -41,6 +35,8 @@ class FederationSettings(AggregatorSettings):
     """Rounds between the exchanges of a tree's levels, from the leaves up, such as 1 4 16; default: always."""
     server_optimiser: Literal["plain", "momentum", "adam"] = "plain"
     """What a server does with the aggregated update (Reddi et al. 2021)."""
+    server_momentum: float = 0.9
+    """Share of the last step that the server's optimiser momentum keeps."""
     server_learning_rate: float = 1.0
     """Step size of the server's optimiser."""
     server_rate_schedule: Literal["constant", "cosine"] = "constant"
