@@ -7,7 +7,7 @@ the from end).
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 
 from dynamic_graph_fed_rl.environments.power_grid.network import PV, REFERENCE, Case
 
@@ -103,3 +103,20 @@ def branch_power(
     yff, yft, ytf, ytt = branch_admittances(case).T
     at_from, at_to = voltage[case.branch_from], voltage[case.branch_to]
     return at_from * np.conj(yff * at_from + yft * at_to), at_to * np.conj(ytf * at_from + ytt * at_to)
+
+
+def neighbours(
+    case: Case,
+) -> tuple[Int[np.ndarray, "buses degree"], Int[np.ndarray, "buses degree"]]:
+    """Other ends and rows of the branches at every bus, padded with bus 0 and row L."""
+    ends = np.abs(incidence(case))
+    degree = max(int(ends.sum(axis=0).max()), 1)
+    neighbour = np.zeros((case.buses, degree), dtype=np.int64)
+    branch = np.full((case.buses, degree), case.branches)
+    for bus in range(case.buses):
+        rows = np.flatnonzero(ends[:, bus])
+        neighbour[bus, : len(rows)] = np.where(
+            case.branch_from[rows] == bus, case.branch_to[rows], case.branch_from[rows]
+        )
+        branch[bus, : len(rows)] = rows
+    return neighbour, branch

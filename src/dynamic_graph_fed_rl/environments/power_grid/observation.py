@@ -255,7 +255,7 @@ def _node_features(environment: "PowerGrid", state: GridState, signal: Signals) 
         signal.congestion_ahead,
         signal.losses / 0.1,
     ]
-    return jnp.stack([jnp.where(network.live, column, 0.0) for column in columns], axis=-1)
+    return jnp.where(network.live, jnp.stack(columns), 0.0).T
 
 
 def _edge_features(
@@ -331,5 +331,4 @@ def _slot_features(
         -outlook.price * signal.losses[bus] / span,
         jnp.concatenate([jnp.zeros_like(output), demand / 100.0]),
     ]
-    spread = [environment.layout.spread(column) for column in columns]
-    return jnp.stack(spread, axis=-1)
+    return jax.vmap(environment.layout.spread, out_axes=-1)(jnp.stack(columns))

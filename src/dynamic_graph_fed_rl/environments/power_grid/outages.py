@@ -33,16 +33,22 @@ class SlotEnds:
         self.susceptance = grid.susceptance[branch]
         self.voltage_ends, self.voltage_scale = grid.voltage_ends[branch], grid.voltage_scale[branch]
 
-    def currents(self, e, f):
-        return branch_currents(self.ends, e, f, self.branch_from, self.branch_to)
+    def currents(self, voltage):
+        return branch_currents(self.ends, voltage[:, self.branch_from], voltage[:, self.branch_to])
 
     def spread(self, values, at_from, at_to):
         return values.at[self.branch_from].add(at_from).at[self.branch_to].add(at_to)
 
 
-def branch_currents(ends, e, f, branch_from, branch_to):
+def rectangular(theta, v):
+    """Real and imaginary parts of the voltages `[2, N]`."""
+    return jnp.stack([v * jnp.cos(theta), v * jnp.sin(theta)])
+
+
+def branch_currents(ends, at_from, at_to):
+    """Real and imaginary currents into each branch at its two ends, of the voltages `[2, branches]` there."""
     gff, bff, gft, bft, gtf, btf, gtt, btt = (ends[:, column] for column in range(8))
-    ef, ff, et, ft = e[branch_from], f[branch_from], e[branch_to], f[branch_to]
+    (ef, ff), (et, ft) = at_from, at_to
     return (
         gff * ef - bff * ff + gft * et - bft * ft,
         gff * ff + bff * ef + gft * ft + bft * et,
@@ -51,9 +57,9 @@ def branch_currents(ends, e, f, branch_from, branch_to):
     )
 
 
-def branch_powers(currents, e, f, branch_from, branch_to):
+def branch_powers(currents, at_from, at_to):
     from_re, from_im, to_re, to_im = currents
-    ef, ff, et, ft = e[branch_from], f[branch_from], e[branch_to], f[branch_to]
+    (ef, ff), (et, ft) = at_from, at_to
     return (
         ef * from_re + ff * from_im,
         ff * from_re - ef * from_im,

@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 from dynamic_graph_fed_rl.environments.power_grid.admittance import (
     branch_admittances,
     dc_susceptance,
-    incidence,
+    neighbours,
     operating_point,
 )
+from dynamic_graph_fed_rl.environments.power_grid.loops import while_few
 from dynamic_graph_fed_rl.environments.power_grid.network import Case
 from dynamic_graph_fed_rl.environments.power_grid.newton import bus_admittance
 from dynamic_graph_fed_rl.environments.power_grid.outages import (
@@ -26,6 +27,7 @@ from dynamic_graph_fed_rl.environments.power_grid.outages import (
     branch_currents,
     branch_powers,
     eliminate,
+    rectangular,
 )
 from dynamic_graph_fed_rl.environments.power_grid.sensitivities import (
     angle_sensitivities,
@@ -158,9 +160,7 @@ class PowerFlow(eqx.Module):
         not `live` are left out: no mismatch, zero voltage. The start need not be valid at buses that were dead.
         """
         live = live & self.live
-        share = jnp.where(live, participation, 0.0)
-        share = jnp.where(jnp.sum(share) > 0.0, share, live.astype(share.dtype))
-        share = share / jnp.sum(share)
+        share = _shares(live, participation)
         scheduled, demanded = generation_p - load_p, -load_q
         free = live & ~self.regulated
         slots = SlotEnds(self, outages)
@@ -192,7 +192,7 @@ class PowerFlow(eqx.Module):
             return theta, v, *mismatch(theta, v), done + 1
 
         start = (theta, v, *mismatch(theta, v), jnp.zeros((), dtype=jnp.int32))
-        theta, v, active, reactive, slack, _ = jax.lax.while_loop(unfinished, iterate, start)
+        theta, v, active, reactive, slack, _ = while_few(unfinished, iterate, start)
         worst = residual(active, reactive)
         return Solution(theta, jnp.where(live, v, 0.0), slack, worst, worst > self.divergence_pu)
 
@@ -269,10 +269,11 @@ class PowerFlow(eqx.Module):
         With zero voltage at dead buses (as `ac` returns it) flows at a dead bus are zero too. The losses of
         the grid's branches are `sum(p_from + p_to)`.
         """
-        e, f = v * jnp.cos(theta), v * jnp.sin(theta)
-        on = status & self.closed & (v[self.branch_from] > 0.0) & (v[self.branch_to] > 0.0)
-        currents = branch_currents(self.ends, e, f, self.branch_from, self.branch_to)
-        flows = branch_powers(currents, e, f, self.branch_from, self.branch_to)
+        voltage = rectangular(theta, v)
+        at_from, at_to = voltage[:, self.branch_from], voltage[:, self.branch_to]
+        energised = (jnp.sum(at_from**2, axis=0) > 0.0) & (jnp.sum(at_to**2, axis=0) > 0.0)
+        on = status & self.closed & energised
+        flows = branch_powers(branch_currents(self.ends, at_from, at_to), at_from, at_to)
         p_from, q_from, p_to, q_to = (jnp.where(on, flow, 0.0) for flow in flows)
         return p_from, q_from, p_to, q_to
 
@@ -315,13 +316,13 @@ class PowerFlow(eqx.Module):
         return jnp.matmul(injection, self.ptdf.T, precision=_EXACT)
 
     def _injections(self, theta, v, slots):
-        e, f = v * jnp.cos(theta), v * jnp.sin(theta)
+        e, f = voltage = rectangular(theta, v)
         n = e.shape[0]
-        product = jnp.matmul(jnp.stack([e, f]), self.conductance, precision=_EXACT)
+        product = jnp.matmul(voltage, self.conductance, precision=_EXACT)
         real = product[0, :n] - product[1, n:]
         imaginary = product[1, :n] + product[0, n:]
         # The dense matrix still holds the branches that are out: take their currents back.
-        at_from_re, at_from_im, at_to_re, at_to_im = slots.currents(e, f)
+        at_from_re, at_from_im, at_to_re, at_to_im = slots.currents(voltage)
         real = slots.spread(real, -at_from_re, -at_to_re)
         imaginary = slots.spread(imaginary, -at_from_im, -at_to_im)
         return e * real + f * imaginary, f * real - e * imaginary
@@ -364,7 +365,7 @@ def power_flow(case: Case, dtype=jnp.float32, divergence_pu: float = 1e-2) -> Po
     voltage = voltage_sensitivities(case, point.regulated)
     admittance = bus_admittance(case).toarray().T
     complex_ends = branch_admittances(case)
-    neighbour, neighbour_branch = _neighbours(case)
+    neighbour, neighbour_branch = neighbours(case)
     susceptance = dc_susceptance(case)
 
     def real(values: np.ndarray) -> Array:
@@ -396,18 +397,3 @@ def power_flow(case: Case, dtype=jnp.float32, divergence_pu: float = 1e-2) -> Po
         voltage_transfer=real(voltage.transfer),
         voltage_kept=real(voltage.kept),
     )
-
-
-def _neighbours(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Other ends and rows of the branches at every bus, padded with bus 0 and row L."""
-    ends = np.abs(incidence(case))
-    degree = max(int(ends.sum(axis=0).max()), 1)
-    neighbour = np.zeros((case.buses, degree), dtype=np.int64)
-    branch = np.full((case.buses, degree), case.branches)
-    for bus in range(case.buses):
-        rows = np.flatnonzero(ends[:, bus])
-        neighbour[bus, : len(rows)] = np.where(
-            case.branch_from[rows] == bus, case.branch_to[rows], case.branch_from[rows]
-        )
-        branch[bus, : len(rows)] = rows
-    return neighbour, branch
