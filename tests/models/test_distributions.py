@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
 
@@ -61,3 +61,26 @@ def test_a_slot_without_options_stays_finite_with_its_gradient():
     value, gradient = jax.value_and_grad(entropy)(jnp.asarray([[1.0, 2.0, 3.0]]))
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
+
+
+@given(st.integers(0, 10_000))
+def test_gaussian_divergence_against_numerical_integration(seed):
+    rng = np.random.default_rng(seed)
+    mean, log_std = rng.normal(size=(2, 2, 2)), 0.5 * rng.normal(size=(2, 2, 2)) - 1
+    one, other = (Gaussian(*(jnp.asarray(part[i], jnp.float32) for part in (mean, log_std))) for i in (0, 1))
+    p, q = (stats.norm(mean[i][..., None], np.exp(log_std[i])[..., None]) for i in (0, 1))
+    grid = mean[0][..., None] + np.linspace(-10, 10, 20_001) * np.exp(log_std[0])[..., None]
+    integral = integrate.trapezoid(p.pdf(grid) * (p.logpdf(grid) - q.logpdf(grid)), grid).sum(-1)
+    np.testing.assert_allclose(one.divergence(other), integral, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(one.divergence(one), 0)
+
+
+@given(st.integers(0, 10_000))
+def test_categorical_divergence_against_scipy(seed):
+    rng = np.random.default_rng(seed)
+    logits, mask = rng.normal(size=(2, 3, 2, 4)), rng.random((3, 2, 4)) < 0.6
+    mask[..., 0] |= ~mask.any(-1)
+    one, other = (Categorical(jnp.asarray(part, jnp.float32), jnp.asarray(mask)) for part in logits)
+    p, q = (special.softmax(np.where(mask, part, -np.inf), axis=-1) for part in logits)
+    np.testing.assert_allclose(one.divergence(other), special.rel_entr(p, q).sum(-1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(one.divergence(one), 0)

@@ -12,6 +12,7 @@ from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Column, Spec
 from dynamic_graph_fed_rl.graph import Graph
 from dynamic_graph_fed_rl.models.policies import GraphActorCritic
+from dynamic_graph_fed_rl.models.registry import ENCODERS
 
 NODES, EDGES, SLOTS, WORLDS = 5, 8, 4, 3
 SPEC = Spec(
@@ -59,8 +60,15 @@ def random_observation(seed: int) -> Observation:
 
 @eqx.filter_jit
 def answers(network: GraphActorCritic, observation: Observation) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Node embeddings, action means and values."""
+    """Node embeddings, action means and values after three observations of an episode."""
     memory = network.remember(network.initial_memory(observation), observation)
+    for size in (-0.5, 0.8):
+        later = eqx.tree_at(
+            lambda o: (o.graph.nodes, o.first),
+            observation,
+            (size * observation.graph.nodes, jnp.zeros_like(observation.first)),
+        )
+        memory = network.remember(memory, later)
     graph = eqx.tree_at(lambda g: g.nodes, observation.graph, network.memory.read(memory))
     return network.encoder(graph), network.actions(memory, observation).mode(), network.value(memory, observation)
 
@@ -71,12 +79,14 @@ def assert_same(left: tuple, right: tuple) -> None:
 
 
 @pytest.fixture(scope="module")
-def network() -> GraphActorCritic:
-    network = GraphActorCritic(jax.random.key(0), SPEC, width=8, layers=2)
+def network(request) -> GraphActorCritic:
+    encoder = getattr(request, "param", "edge-gated")
+    network = GraphActorCritic(jax.random.key(0), SPEC, width=8, layers=2, encoder=encoder)
     # the actor's small last layer would hide differences
     return eqx.tree_at(lambda n: n.actor.layers[-1].weight, network, replace_fn=lambda w: 100.0 * w)
 
 
+@pytest.mark.parametrize("network", ENCODERS, indirect=True)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_padding_changes_nothing(network, seed):
     observation = random_observation(seed)
@@ -110,6 +120,7 @@ def test_padding_changes_nothing(network, seed):
     assert_same((embedding[:, :NODES], action, value), answers(network, observation))
 
 
+@pytest.mark.parametrize("network", ENCODERS, indirect=True)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_order_of_nodes_and_edges_changes_nothing(network, seed):
     observation = random_observation(seed)

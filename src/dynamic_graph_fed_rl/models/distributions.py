@@ -25,6 +25,32 @@ class Gaussian(eqx.Module):
     def entropy(self) -> Float[Array, "*batch slots"]:
         return (self.log_std + 0.5 * jnp.log(2 * jnp.pi * jnp.e)).sum(-1)
 
+    def divergence(self, other: "Gaussian") -> Float[Array, "*batch slots"]:
+        """Kullback-Leibler divergence of `other` from this one, KL(self || other)."""
+        log_ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return (0.5 * (jnp.exp(2 * log_ratio) + z**2 - 1) - log_ratio).sum(-1)
+
+
+class SquashedGaussian(eqx.Module):
+    """A diagonal normal through tanh, over the D numbers in [-1, 1] of each slot (Haarnoja et al. 2018)."""
+
+    mean: Float[Array, "*batch slots size"]
+    log_std: Float[Array, "*batch slots size"]
+
+    def mode(self) -> Float[Array, "*batch slots size"]:
+        return jnp.tanh(self.mean)
+
+    def sample(self, key: PRNGKeyArray) -> tuple[Float[Array, "*batch slots size"], Float[Array, "*batch slots"]]:
+        """A draw that can be differentiated, and its log-density; from the draw before tanh, as near +-1 the inverse
+        of tanh is lost to rounding."""
+        z = jax.random.normal(key, self.mean.shape)
+        before = self.mean + jnp.exp(self.log_std) * z
+        normal = -0.5 * z**2 - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
+        # log(1 - tanh(x)^2), without overflow
+        slope = 2.0 * (jnp.log(2.0) - before - jax.nn.softplus(-2.0 * before))
+        return jnp.tanh(before), (normal - slope).sum(-1)
+
 
 class Categorical(eqx.Module):
     """A choice among the K allowed options of each slot; forbidden options have probability 0."""
@@ -47,3 +73,7 @@ class Categorical(eqx.Module):
 
     def entropy(self) -> Float[Array, "*batch slots"]:
         return -(jnp.exp(self.log_probs) * self.log_probs).sum(-1)
+
+    def divergence(self, other: "Categorical") -> Float[Array, "*batch slots"]:
+        """Kullback-Leibler divergence of `other` from this one, KL(self || other), over the same allowed options."""
+        return (jnp.exp(self.log_probs) * (self.log_probs - other.log_probs)).sum(-1)

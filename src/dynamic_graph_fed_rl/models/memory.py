@@ -1,10 +1,76 @@
-"""What a node remembers between decisions."""
+"""What a node remembers between decisions: the contract, and the memories without parameters."""
+
+import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Observation
+from dynamic_graph_fed_rl.graph import Graph
+
+
+class NodeMemory(eqx.Module):
+    """A memory of its own for every node, of whatever batch of graphs.
+
+    A node just born and all nodes of a new episode start afresh; the slot of a node that is not there is zero.
+    """
+
+    @abc.abstractmethod
+    def features(self, node_features: int) -> int:
+        """Width of `read`'s result."""
+
+    @abc.abstractmethod
+    def initial(self, observation: Observation) -> PyTree:
+        """Memory before the first observation, shaped like the batch of `observation`."""
+
+    @abc.abstractmethod
+    def remember(self, memory: PyTree, observation: Observation) -> PyTree:
+        """Take in one observation."""
+
+    @abc.abstractmethod
+    def read(self, memory: PyTree) -> Float[Array, "*batch nodes remembered"]: ...
+
+
+def remembered(remembering: NodeMemory, memory: PyTree, observation: Observation) -> Graph:
+    """The observed graph with what is remembered of each node in place of its features."""
+    return eqx.tree_at(lambda graph: graph.nodes, observation.graph, remembering.read(memory))
+
+
+def has_parameters(memory: NodeMemory) -> bool:
+    """Whether the memory is learned, so that what it holds changes with every update."""
+    return bool(jax.tree.leaves(memory))
+
+
+def starts_afresh(observation: Observation) -> Bool[Array, "*batch nodes"]:
+    """Nodes of which nothing earlier may be left: new episode, just born, or not there."""
+    return observation.first[..., None] | observation.births | ~observation.graph.node_mask
+
+
+def present(
+    values: Float[Array, "*batch nodes width"], observation: Observation
+) -> Float[Array, "*batch nodes width"]:
+    """The values of nodes that are there; 0 in the slots of the others, whatever padding holds."""
+    return jnp.where(observation.graph.node_mask[..., None], values, 0.0)
+
+
+class NoMemory(NodeMemory):
+    """The last observation, for comparison."""
+
+    def features(self, node_features: int) -> int:
+        return node_features
+
+    def initial(self, observation: Observation) -> Float[Array, "*batch nodes features"]:
+        return jnp.zeros_like(observation.graph.nodes)
+
+    def remember(
+        self, memory: Float[Array, "*before nodes features"], observation: Observation
+    ) -> Float[Array, "*batch nodes features"]:
+        return present(observation.graph.nodes, observation)
+
+    def read(self, memory: Float[Array, "*batch nodes features"]) -> Float[Array, "*batch nodes features"]:
+        return memory
 
 
 class LeakyMemory(eqx.Module):
@@ -14,7 +80,7 @@ class LeakyMemory(eqx.Module):
     steps: Int[Array, "*batch nodes"]
 
 
-class LeakyBank(eqx.Module):
+class LeakyBank(NodeMemory):
     """A linear memory of fixed time scales [decisions], bias-corrected as in Adam.
 
     It represents persistence (scale 1) and moving averages exactly, which learned recurrent memories do not
@@ -24,7 +90,6 @@ class LeakyBank(eqx.Module):
     scales: tuple[int, ...] = eqx.field(static=True, default=(1, 5, 20, 100))
 
     def features(self, node_features: int) -> int:
-        """Width of `read`'s result."""
         return node_features * len(self.scales)
 
     def initial(self, observation: Observation) -> LeakyMemory:
@@ -32,12 +97,13 @@ class LeakyBank(eqx.Module):
         return LeakyMemory(jnp.zeros((*shape, len(self.scales))), jnp.zeros(shape[:-1], jnp.int32))
 
     def remember(self, memory: LeakyMemory, observation: Observation) -> LeakyMemory:
-        """Take in one observation; nodes just born, and all nodes of a new episode, start afresh."""
-        fresh: Bool[Array, "*batch nodes"] = observation.first[..., None] | observation.births
+        fresh = starts_afresh(observation)
         averages = jnp.where(fresh[..., None, None], 0.0, memory.averages)
         keep = 1.0 - 1.0 / jnp.asarray(self.scales, averages.dtype)
-        averages = keep * averages + (1.0 - keep) * observation.graph.nodes[..., None]
-        return LeakyMemory(averages, jnp.where(fresh, 0, memory.steps) + 1)
+        nodes = present(observation.graph.nodes, observation)
+        averages = keep * averages + (1.0 - keep) * nodes[..., None]
+        steps = jnp.where(fresh, 0, memory.steps) + observation.graph.node_mask
+        return LeakyMemory(averages, steps)
 
     def read(self, memory: LeakyMemory) -> Float[Array, "*batch nodes remembered"]:
         keep = 1.0 - 1.0 / jnp.asarray(self.scales, memory.averages.dtype)

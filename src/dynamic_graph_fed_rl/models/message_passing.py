@@ -1,5 +1,7 @@
 """Message passing over padded, masked graphs, flattened over the batch into one disjoint graph."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -44,12 +46,31 @@ class GatedMean(eqx.Module):
         return nodes + jnp.tanh(self.norm(update))
 
 
+class Residual(eqx.Module):
+    """A convolution's result, normalised and bounded, added to what went in; as `GatedMean` does it."""
+
+    convolution: eqx.Module
+    norm: LayerNorm
+
+    def __init__(self, key: PRNGKeyArray, width: int, edge_features: int, convolution: Callable[..., eqx.Module]):
+        self.convolution = convolution(key, width, edge_features)
+        self.norm = LayerNorm(width)
+
+    def __call__(self, nodes: Float[Array, "nodes width"], graph: Graph) -> Float[Array, "nodes width"]:
+        return nodes + jnp.tanh(self.norm(self.convolution(nodes, graph)))  # type: ignore[operator]
+
+
 class Encoder(eqx.Module):
-    """Node features (and the graph's globals) to node embeddings by a stack of message-passing layers."""
+    """Node features (and the graph's globals) to node embeddings by a stack of message-passing layers.
+
+    `layer(key, width, edge_features)` makes one of them, `(nodes, graph) -> nodes` over a disjoint graph. They
+    normalise what they add; `layer_norm` asks for the same of the embedding.
+    """
 
     embed_node: Affine
     embed_globals: Affine
-    layers: tuple[GatedMean, ...]
+    layers: tuple[eqx.Module, ...]
+    norm: LayerNorm | None
 
     def __init__(
         self,
@@ -59,17 +80,21 @@ class Encoder(eqx.Module):
         global_features: int,
         width: int,
         layers: int,
+        layer: Callable[..., eqx.Module] = GatedMean,
+        layer_norm: bool = False,
     ):
         keys = jax.random.split(key, layers + 2)
         self.embed_node = Affine(keys[0], node_features, width)
         self.embed_globals = Affine(keys[1], global_features, width)
-        self.layers = tuple(GatedMean(k, width, edge_features) for k in keys[2:])
+        self.layers = tuple(layer(k, width, edge_features) for k in keys[2:])
+        self.norm = LayerNorm(width) if layer_norm else None
 
     def __call__(self, graph: Graph) -> Float[Array, "*batch nodes width"]:
         batch, capacity = graph.nodes.shape[:-2], graph.nodes.shape[-2]
         flat = disjoint(graph)
         shared = jnp.repeat(self.embed_globals(flat.globals), capacity, axis=0)
-        hidden = jnp.tanh(self.embed_node(flat.nodes) + shared)
+        embedded = self.embed_node(flat.nodes) + shared
+        hidden = jnp.tanh(embedded if self.norm is None else self.norm(embedded))
         for layer in self.layers:
-            hidden = layer(hidden, flat)
+            hidden = layer(hidden, flat)  # type: ignore[operator]
         return (hidden * flat.node_mask[:, None]).reshape(*batch, capacity, -1)

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Spec
 from dynamic_graph_fed_rl.graph import Graph, masked_mean
+from dynamic_graph_fed_rl.models.build import build_encoder, build_memory
 from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
 from dynamic_graph_fed_rl.models.layers import Affine, Perceptron
-from dynamic_graph_fed_rl.models.memory import LeakyBank
+from dynamic_graph_fed_rl.models.memory import NodeMemory, remembered
 from dynamic_graph_fed_rl.models.message_passing import Encoder
 
 
@@ -49,13 +50,15 @@ class GraphActorCritic(eqx.Module):
     parameters do not depend on the size of the graph, so agents with unlike regions can share them.
     """
 
-    memory: LeakyBank
+    memory: NodeMemory
     encoder: Encoder
     actor: Perceptron
     direct: Affine
     log_std: Float[Array, " size"]
     critic: GraphCritic
     discrete: bool = eqx.field(static=True)
+    edge_features: tuple[str, ...] = eqx.field(static=True)
+    """Names of what it reads of an edge."""
 
     def __init__(
         self,
@@ -64,19 +67,21 @@ class GraphActorCritic(eqx.Module):
         width: int = 32,
         layers: int = 2,
         initial_std: float = 0.3,
-        memory: LeakyBank | None = None,
+        encoder: str = "edge-gated",
+        memory: str | None = None,
     ):
-        self.memory = LeakyBank() if memory is None else memory
-        remembered = self.memory.features(len(spec.node_features))
         encoder_key, actor_key, critic_key = jax.random.split(key, 3)
-        self.encoder = Encoder(
-            encoder_key, remembered, len(spec.edge_features), len(spec.global_features), width, layers
-        )
+        # of its own, so that a learned memory does not move what the others start from
+        memory_key = jax.random.fold_in(key, 3)
+        self.memory = build_memory(memory_key, spec, width, encoder, memory)
+        remembered = self.memory.features(len(spec.node_features))
+        self.encoder = build_encoder(encoder_key, remembered, spec, width, layers, encoder)
         self.actor = Perceptron(actor_key, (width + len(spec.slot_features), width, spec.action_size), last_gain=0.01)
         self.direct = Affine(actor_key, len(spec.slot_features), spec.action_size, gain=0.0)
         self.log_std = jnp.full((spec.action_size,), math.log(initial_std), jnp.float32)
         self.critic = GraphCritic(critic_key, remembered, spec, width)
         self.discrete = spec.action == "discrete"
+        self.edge_features = tuple(column.name for column in spec.edge_features)
 
     def initial_memory(self, observation: Observation) -> PyTree:
         return self.memory.initial(observation)
@@ -86,7 +91,7 @@ class GraphActorCritic(eqx.Module):
 
     def actions(self, memory: PyTree, observation: Observation) -> Gaussian | Categorical:
         """The distribution over every slot's action, given memory that includes this observation."""
-        graph = self._remembered(memory, observation)
+        graph = remembered(self.memory, memory, observation)
         hidden = self.encoder(graph)
         whole = masked_mean(hidden, graph.node_mask)
         candidates = jnp.concatenate([hidden, whole[..., None, :]], axis=-2)
@@ -97,8 +102,4 @@ class GraphActorCritic(eqx.Module):
         return Gaussian(head, jnp.broadcast_to(self.log_std, head.shape))
 
     def value(self, memory: PyTree, observation: Observation) -> Float[Array, "*batch"]:
-        return self.critic(self._remembered(memory, observation))
-
-    def _remembered(self, memory: PyTree, observation: Observation) -> Graph:
-        graph = observation.graph
-        return eqx.tree_at(lambda g: g.nodes, graph, self.memory.read(memory))
+        return self.critic(remembered(self.memory, memory, observation))

@@ -1,0 +1,64 @@
+"""From node embeddings to action slots and back."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dynamic_graph_fed_rl.environments.base import Observation
+from dynamic_graph_fed_rl.environments.spec import Spec
+from dynamic_graph_fed_rl.graph import Graph, masked_mean
+from dynamic_graph_fed_rl.models.build import build_encoder
+from dynamic_graph_fed_rl.models.layers import Affine, Perceptron
+from dynamic_graph_fed_rl.models.message_passing import Encoder
+
+
+def at_slots(
+    hidden: Float[Array, "*batch nodes width"], graph: Graph, observation: Observation
+) -> Float[Array, "*batch slots features"]:
+    """For each slot the embedding of the node that owns it (the mean of all, where that is the graph as a whole)
+    and the slot's own features."""
+    whole = masked_mean(hidden, graph.node_mask)
+    candidates = jnp.concatenate([hidden, whole[..., None, :]], axis=-2)
+    owner = jnp.take_along_axis(candidates, observation.slot_owner[..., None], axis=-2)
+    return jnp.concatenate([owner, observation.slots], axis=-1)
+
+
+def at_nodes(
+    values: Float[Array, "*batch slots width"], observation: Observation, usable: Array
+) -> Float[Array, "*batch nodes width"]:
+    """For each node the mean over its usable slots, plus that over the slots of the graph as a whole."""
+    capacity = observation.graph.nodes.shape[-2]
+    owned = jax.nn.one_hot(observation.slot_owner, capacity + 1, axis=-2) * usable[..., None, :]
+    mean = (owned @ values) / jnp.maximum(owned.sum(-1, keepdims=True), 1.0)
+    return mean[..., :capacity, :] + mean[..., capacity:, :]
+
+
+class SlotNetwork(eqx.Module):
+    """Numbers for each slot: an encoder, a head on what a slot sees, and a linear map from the slot's own features
+    straight to the result ("wide and deep", Cheng et al. 2016), so that linear rules are found early."""
+
+    encoder: Encoder
+    head: Perceptron
+    direct: Affine
+
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        node_features: int,
+        spec: Spec,
+        outputs: int,
+        width: int,
+        layers: int,
+        encoder: str,
+        last_gain: float = 0.01,
+        layer_norm: bool = False,
+    ):
+        encoder_key, head_key = jax.random.split(key)
+        self.encoder = build_encoder(encoder_key, node_features, spec, width, layers, encoder, layer_norm)
+        self.head = Perceptron(head_key, (width + len(spec.slot_features), width, outputs), last_gain, layer_norm)
+        self.direct = Affine(head_key, len(spec.slot_features), outputs, gain=0.0)
+
+    def __call__(self, graph: Graph, observation: Observation) -> Float[Array, "*batch slots outputs"]:
+        hidden = self.encoder(graph)
+        return self.head(at_slots(hidden, graph, observation)) + self.direct(observation.slots)
