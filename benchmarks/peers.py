@@ -34,27 +34,29 @@ PINS = (
         "numpy==2.4.6",
     ),
 )
+# pure JAX, at the version that we run on, and away from torch
+FLASHBAX_PINS = (("flashbax==0.1.3", "jax==0.10.2", "numpy==2.4.6"),)
 # torch threads that wait for each other spin: with two of them on a busy machine SB3 ran 20 times slower
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 }
 
 
-def install(directory: Path = DEFAULT_DIRECTORY) -> Path:
+def install(directory: Path = DEFAULT_DIRECTORY, groups: tuple[tuple[str, ...], ...] = PINS) -> Path:
     """The Python of the peers' environment, which is made or made anew where its pins are not these.
 
     Raises ValueError where `directory` holds something else, and CalledProcessError where pip fails.
     """
     python = directory / "bin" / "python"
     stamp = directory / "pins.json"
-    wanted = json.dumps({"python": sys.version.split()[0], "pins": PINS})
+    wanted = json.dumps({"python": sys.version.split()[0], "pins": groups})
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     if directory.exists() and any(directory.iterdir()) and not (directory / "pyvenv.cfg").exists():
         raise ValueError(f"directory '{directory}': not empty and not a virtual environment; name a new one")
     print(f"installing the peers into {directory} (once, about a minute)", file=sys.stderr)
     venv.EnvBuilder(clear=True, with_pip=True).create(directory)
-    for pins in PINS:
+    for pins in groups:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True, stdout=sys.stderr)
     # written last: an installation that was cut off is not taken for a whole one
     stamp.write_text(wanted)
@@ -68,11 +70,17 @@ class Peer:
     process, so starting it, importing and preparing are never part of a measurement.
     """
 
-    def __init__(self, script: str, *arguments: str, directory: Path = DEFAULT_DIRECTORY) -> None:
+    def __init__(
+        self,
+        script: str,
+        *arguments: str,
+        directory: Path = DEFAULT_DIRECTORY,
+        pins: tuple[tuple[str, ...], ...] = PINS,
+    ) -> None:
         self._script = script
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self._process = subprocess.Popen(
-            [install(directory), HERE / script, *arguments],
+            [install(directory, pins), HERE / script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
