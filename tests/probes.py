@@ -131,4 +131,6 @@ PROBES = {
     ),
     # does a time limit bootstrap? An endless stream of ones, cut off at every step
     "truncated": Probe(tabular([1, 0], [0, 0], 1.0, None, False, True), 0.8, {0: 5.0}, {}),
+    # the same, cut off at every second step
+    "truncated-later": Probe(tabular([1, 0], [0, 0], 1.0, [[1], [1]], False, [[False], [True]]), 0.8, {0: 5.0}, {}),
 }

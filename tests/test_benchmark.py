@@ -79,7 +79,10 @@ def test_listing_and_help_need_neither_jax_nor_numpy() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("benchmark speed", "benchmark 'speed': unknown; known: power-env-speed, training-speed, federation"),
+        (
+            "benchmark speed",
+            "benchmark 'speed': unknown; known: power-env-speed, training-speed, classic, replay, memory, federation",
+        ),
         ("benchmark federation random-mdp venus", "part 'venus': unknown; known: random-mdp"),
         ("benchmark federation random-mdp --seeds 0", "seeds 0: must be at least 1"),
     ],

@@ -20,6 +20,7 @@ from dynamic_graph_fed_rl.experiment import (
     to_yaml,
     with_fields,
 )
+from dynamic_graph_fed_rl.federation.settings import FederationSettings
 
 OTHER = {
     "power-grid": {"case": "ieee57", "scenarios": ("peak",), "line_failure_rate": 0.01, "radius": 2, "agents": 3},
@@ -31,6 +32,9 @@ OTHER = {
         "overlay": "complete",
         "agent_weights": (1.0, 2.0, 1.0, 1.0),
     },
+    "pendulum": {"algorithm": "sac", "gravity_m_s2": 9.0, "encoder": "gru", "priority": "td-error", "updates": 7},
+    "recall": {"task": "average", "delay": 3, "algorithm": "dqn", "double": False, "window": 4, "memory": "tgn"},
+    "gymnasium": {"id": "LunarLander-v3", "arguments": "{continuous: true}", "time_limit": 100},
 }
 
 
@@ -52,8 +56,14 @@ def test_yaml_has_every_field_under_its_own_name():
         field.name for part in (experiment, *parts.values()) for field in fields(part) if field.name not in parts
     ]
     assert written == set(names)
-    # one name for one thing: no part may reuse another's
-    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_part_reuses_the_name_of_anothers_setting(environment, algorithm):
+    parts = ENVIRONMENTS[environment].settings, ALGORITHMS[algorithm].settings, FederationSettings, Experiment
+    names = [field.name for part in parts for field in fields(part)]
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_a_partial_file_keeps_the_other_defaults(tmp_path):
@@ -151,12 +161,40 @@ def test_what_an_algorithm_cannot_do_is_refused(values, message):
         default_experiment("drift", algorithm="reinforce", **values)
 
 
+@pytest.mark.parametrize("algorithm", ["dqn", "pqn"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"last_epsilon": -0.1}, "last_epsilon -0.1: must be within 0 and 1"),
+        ({"first_epsilon": 1.5}, "first_epsilon 1.5, last_epsilon 0.05: must be within 0 and 1"),
+        ({"first_epsilon": 0.1, "last_epsilon": 0.2}, "the last no greater than the first"),
+        ({"exploration_share": 0.0}, "exploration_share 0.0: must be above 0 and at most 1"),
+        # each also refuses what those it is made of refuse
+        ({"proximal": -0.1}, "proximal -0.1: must be at least 0"),
+    ],
+)
+def test_what_learning_of_choices_cannot_do_is_refused(algorithm, values, message):
+    with pytest.raises(ValueError, match=message):
+        default_experiment("cartpole", algorithm=algorithm, **values)
+
+
+def test_each_kind_of_learning_keeps_its_own_defaults():
+    """Settings that are made of two kinds take what both have from the more particular one."""
+    dqn, pqn = (ALGORITHMS[name].settings() for name in ("dqn", "pqn"))
+    assert (dqn.learning_rate, dqn.target_rate, dqn.update_delay, dqn.gradient_steps) == (3e-4, 1.0, 500, dqn.updates)
+    assert (pqn.layer_norm, pqn.max_gradient_norm, pqn.gradient_steps) == (True, 10.0, pqn.epochs)
+    with pytest.raises(ValueError, match="replay 10: must hold the warm-up"):
+        default_experiment("cartpole", algorithm="dqn", replay=10)
+    with pytest.raises(ValueError, match="minibatches 5: must divide the number of worlds"):
+        default_experiment("cartpole", algorithm="pqn", minibatches=5)
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_algorithm_chooses_its_settings_and_its_defaults(environment, algorithm):
     experiment = default_experiment(environment, algorithm=algorithm)
     assert type(experiment.learning) is ALGORITHMS[algorithm].settings
-    expected = ENVIRONMENTS[environment].defaults | ENVIRONMENTS[environment].learning[algorithm]
+    expected = ENVIRONMENTS[environment].defaults | ENVIRONMENTS[environment].learning.get(algorithm, {})
     for name, value in expected.items():
         assert getattr(experiment.learning, name, getattr(experiment, name, None)) == value
 
@@ -204,13 +242,31 @@ def nothing_compiles(monkeypatch):
         ({"federation": "star"}, "'star': unknown; known: server, tree, gossip, independent"),
         ({"federation": "gossip", "overlay": "torus"}, "'torus': unknown; known: complete, ring, random"),
         ({"aggregator": "middle"}, "'middle': unknown; known: mean"),
-        ({"algorithm": "sac"}, "'sac': unknown; known: ppo"),
+        ({"algorithm": "qmix"}, "'qmix': unknown; known: ppo"),
         ({"observation": "pixels"}, "'pixels': unknown; known: graph, flat"),
     ],
 )
 def test_impossible_settings_are_refused_before_compilation(nothing_compiles, values, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         build(default_experiment("power-grid", **values))
+
+
+@pytest.mark.parametrize(
+    ("environment", "algorithm", "kinds"),
+    [
+        ("power-grid", "dqn", ("discrete", "continuous")),
+        ("pendulum", "dqn", ("discrete", "continuous")),
+        ("pendulum", "pqn", ("discrete", "continuous")),
+        ("cartpole", "sac", ("continuous", "discrete")),
+        ("cartpole", "td3", ("continuous", "discrete")),
+        ("drift", "sac", ("continuous", "discrete")),
+    ],
+)
+def test_an_algorithm_for_other_actions_is_refused_by_name(environment, algorithm, kinds):
+    able, has = kinds
+    message = f"algorithm '{algorithm}' acts with {able} actions; '{environment}' has {has} ones"
+    with pytest.raises(ValueError, match=message):
+        build(default_experiment(environment, algorithm=algorithm))
 
 
 @pytest.mark.parametrize(

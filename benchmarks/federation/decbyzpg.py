@@ -16,8 +16,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import learning_curves as cartpole
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from learning_curves import Curves
 
 from dynamic_graph_fed_rl.environments.base import Environment
 from dynamic_graph_fed_rl.experiment import build, default_experiment
@@ -27,8 +29,6 @@ from dynamic_graph_fed_rl.federation.federation import Federation
 from dynamic_graph_fed_rl.federation.gossip import Gossip
 from dynamic_graph_fed_rl.federation.overlay import Given
 from dynamic_graph_fed_rl.training.trainer import Trainer
-from federation import cartpole_curves as cartpole
-from federation.cartpole_curves import Curves
 from federation.rows import Row, row_from_seeds
 
 AGENTS, BYZANTINE, DEGREE = 13, 3, 6

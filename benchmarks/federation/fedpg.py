@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Float
+from learning_curves import Curves, at, learn
 
 from dynamic_graph_fed_rl.experiment import default_experiment
-from federation.cartpole_curves import Curves, at, learn
 from federation.rows import BOOTSTRAP, Row
 
 HYPERPARAMETERS = {

@@ -8,10 +8,10 @@ gradient step and 1,000 world steps an agent are also the resolution, and no K c
 import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float
+from learning_curves import Curves, learn
 from measure import RESULTS
 
 from dynamic_graph_fed_rl.experiment import default_experiment
-from federation.cartpole_curves import Curves, learn
 from federation.fedpg import HYPERPARAMETERS, RESAMPLES
 from federation.rows import BOOTSTRAP, Row
 

@@ -10,6 +10,9 @@ from typing import Any
 SCRIPTS = {
     "power-env-speed": "world steps per CPU second on a 118-bus grid, beside grid2op",
     "training-speed": "the default training, beside Stable-Baselines3 on grid2op",
+    "classic": "learning curves of value and actor-critic methods on CartPole and Pendulum",
+    "replay": "adding to and sampling from replay, beside flashbax and a list of transitions",
+    "memory": "what each memory is worth where nothing can be done without one",
 }
 """Benchmarks that are a script of the same name (`power_env_speed.py`): what each shows."""
 

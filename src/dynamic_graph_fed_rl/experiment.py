@@ -8,13 +8,11 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS, A2CSettings, PPOSettings, ReinforceSettings
-from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
-from dynamic_graph_fed_rl.environments.drift.settings import DriftSettings
+from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS, PPOSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
 from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, FederationSettings
@@ -25,19 +23,27 @@ if TYPE_CHECKING:
     from dynamic_graph_fed_rl.evaluation.evaluate import LearnedPolicy
     from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
+    EnvironmentSettings = AlgorithmSettings = Any
+    AlgorithmName = FederationName = str
+else:
+    # from the registries, so that what is added there can be chosen
+    EnvironmentSettings = Union[tuple(entry.settings for entry in ENVIRONMENTS.values())]  # noqa: UP007
+    AlgorithmSettings = Union[tuple(entry.settings for entry in ALGORITHMS.values())]  # noqa: UP007
+    AlgorithmName, FederationName = Literal[tuple(ALGORITHMS)], Literal[tuple(FEDERATIONS)]
+
 
 @dataclass(frozen=True)
 class Experiment:
     """What to train, how, and for how long."""
 
-    settings: PowerGridSettings | CartPoleSettings | DriftSettings = field(default_factory=PowerGridSettings)
-    learning: PPOSettings | A2CSettings | ReinforceSettings = field(default_factory=PPOSettings)
+    settings: EnvironmentSettings = field(default_factory=PowerGridSettings)
+    learning: AlgorithmSettings = field(default_factory=PPOSettings)
     exchange: FederationSettings = field(default_factory=FederationSettings)
     environment: str = "power-grid"
     """Environment (`dgfrl list`)."""
-    algorithm: Literal["ppo", "a2c", "reinforce"] = "ppo"
+    algorithm: AlgorithmName = "ppo"
     """How each agent learns."""
-    federation: Literal["server", "tree", "gossip", "independent", "centralised"] = "server"
+    federation: FederationName = "server"
     """How agents share what they learn."""
     agents: int = 4
     """Learners; on a shared network also the number of its regions."""
@@ -75,13 +81,15 @@ class Experiment:
                 f"environment '{self.environment}' takes {entry.settings.__name__}, "
                 f"not {type(self.settings).__name__}"
             )
+        if entry.hosted and self.devices > 1:
+            raise ValueError(f"devices {self.devices}: environment '{self.environment}' runs on one")
         algorithm = known("algorithm", self.algorithm, ALGORITHMS)
         if not isinstance(self.learning, algorithm.settings):
             raise ValueError(
                 f"algorithm '{self.algorithm}' takes {algorithm.settings.__name__}, "
                 f"not {type(self.learning).__name__}"
             )
-        self.learning.check(self.worlds)
+        self.learning.check(self.worlds, self.decisions_per_round)
         known("federation", self.federation, FEDERATIONS)
 
 
@@ -233,6 +241,7 @@ def build(experiment: Experiment) -> Built:
             f"algorithm '{experiment.algorithm}' acts with {' or '.join(algorithm_entry.actions)} actions; "
             f"'{experiment.environment}' has {kind} ones"
         )
+    experiment.learning.check_spec(domain.training.spec)
     algorithm = importlib.import_module(algorithm_entry.module).build(experiment.learning, experiment.rounds)
     worlds = Worlds(domain.training, experiment.worlds, domain.owners, experiment.learning.siblings)
     trainer = Trainer(

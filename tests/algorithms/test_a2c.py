@@ -20,7 +20,7 @@ def test_a2c_is_ppo_with_one_step_a_round():
     settings = A2CSettings(width=8, trace=0.9, entropy_weight=0.02, learning_rate=0.01)
     ours, theirs = a2c.build(settings, 50), ppo.build(PPOSettings(**asdict(settings), clip=0.2), 50)
     worlds = Worlds(PROBES["two-step"].environment, 16)
-    learner = ours.init(jax.random.key(0), worlds.spec)
+    learner = ours.init(jax.random.key(0), worlds.spec, worlds.copies)
     learners = jax.tree.map(lambda leaf: leaf[None], learner)
     actors = start(jax.random.key(1), ours, worlds, learners)
     _, experience, _ = eqx.filter_jit(collect)(jax.random.key(2), ours, worlds, learners, actors, 8)
@@ -41,7 +41,7 @@ def test_a_time_limit_is_bootstrapped_and_the_segment_end_too():
     algorithm = a2c.build(settings, 50)
     environment = PROBES["truncated"].environment
     worlds = Worlds(environment, 4)
-    learner = algorithm.init(jax.random.key(0), worlds.spec)
+    learner = algorithm.init(jax.random.key(0), worlds.spec, worlds.copies)
     learners = jax.tree.map(lambda leaf: leaf[None], learner)
     actors = start(jax.random.key(1), algorithm, worlds, learners)
     _, experience, _ = eqx.filter_jit(collect)(jax.random.key(2), algorithm, worlds, learners, actors, 3)

@@ -29,7 +29,7 @@ def case():
     """The algorithm, a learner, and the experience above."""
     algorithm = build(ReinforceSettings(discount=DISCOUNT, width=4), 10)
     environment = PROBES["observation-and-action"].environment
-    learner = algorithm.init(jax.random.key(0), environment.spec)
+    learner = algorithm.init(jax.random.key(0), environment.spec, 1)
     seen = jax.vmap(jax.vmap(environment.observe))(jnp.asarray(ACTION), jnp.zeros((4, 2), bool))
     observation = jax.tree.map(lambda leaf: leaf[:, :, 0], seen)
     memory = algorithm.initial_memory(learner, jax.tree.map(lambda leaf: leaf[0], observation))

@@ -10,11 +10,12 @@ from dynamic_graph_fed_rl.algorithms.returns import (
     ReturnScale,
     beside_siblings,
     generalised_advantage,
+    lambda_returns,
     masked_standardise,
     returns_to_go,
 )
 
-advantages = jax.jit(generalised_advantage)
+advantages, followed = jax.jit(generalised_advantage), jax.jit(lambda_returns)
 
 
 def by_definition(reward, value, next_value, terminated, truncated, discount, trace):
@@ -49,6 +50,39 @@ def test_against_the_definition(seed, discount, trace):
     floats = [jnp.asarray(a, jnp.float32) for a in (reward, value, next_value)]
     result = advantages(*floats, jnp.asarray(terminated), jnp.asarray(truncated), discount, trace)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def weighted_sum(reward, next_value, terminated, truncated, discount, trace):
+    """Every n-step return up to the end of the episode or the rows, each `(1 - trace) * trace^(n - 1)` of the whole
+    and the longest what is left (Sutton and Barto 2018, equation 12.3)."""
+    returns = np.zeros(len(reward))
+    for t in range(len(reward)):
+        gained, weight = 0.0, 1.0
+        for n, k in enumerate(range(t, len(reward)), start=1):
+            gained += discount ** (n - 1) * reward[k]
+            whole = gained + (0.0 if terminated[k] else discount**n * next_value[k])
+            last = terminated[k] or truncated[k] or k == len(reward) - 1
+            returns[t] += weight * (1.0 if last else 1 - trace) * whole
+            weight *= trace
+            if last:
+                break
+    return returns
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
+def test_lambda_returns_are_weighted_sums_of_n_step_returns(seed, discount, trace):
+    rng = np.random.default_rng(seed)
+    shape = (12, 3)
+    reward, next_value = rng.normal(size=(2, *shape))
+    terminated = rng.random(shape) < 0.2
+    truncated = ~terminated & (rng.random(shape) < 0.2)
+    columns = [
+        weighted_sum(*(a[:, i] for a in (reward, next_value, terminated, truncated)), discount, trace)
+        for i in range(shape[1])
+    ]
+    floats = [jnp.asarray(a, jnp.float32) for a in (reward, next_value)]
+    result = followed(*floats, jnp.asarray(terminated), jnp.asarray(truncated), discount, trace)
+    np.testing.assert_allclose(result, np.stack(columns, axis=1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_time_limit_bootstraps_and_an_end_does_not():

@@ -5,6 +5,7 @@ once, then followed by gradient for a number of passes, split by worlds into min
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience
+from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience, pulled_back
 from dynamic_graph_fed_rl.algorithms.returns import (
     ReturnScale,
     beside_siblings,
@@ -23,6 +24,7 @@ from dynamic_graph_fed_rl.algorithms.returns import (
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Spec
 from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
+from dynamic_graph_fed_rl.models.memory import has_parameters
 from dynamic_graph_fed_rl.models.policies import GraphActorCritic
 
 # standardised advantages beyond this are cut: a fault that nobody caused must not steer the policy
@@ -35,6 +37,19 @@ class Learner(eqx.Module):
     network: GraphActorCritic
     optimiser: PyTree
     scale: ReturnScale | None
+
+
+class Augmented(NamedTuple):
+    """The rows of a lesson as worse sensors would have shown them."""
+
+    observation: Observation
+    begun: PyTree
+    """Memory before the first row, `[1, B, ...]`; what came before each row was well observed."""
+
+    def memory(self, network: GraphActorCritic, memory: PyTree) -> PyTree:
+        """Memory after each row if only that row was augmented, from `memory` after each row as it was."""
+        join = lambda first, after: jnp.concatenate([first, after[:-1]])  # noqa: E731
+        return network.remember(jax.tree.map(join, self.begun, memory), self.observation)
 
 
 class Lesson(NamedTuple):
@@ -51,10 +66,12 @@ class Lesson(NamedTuple):
     """Rows that teach the policy."""
     target: Float[Array, "T worlds"] | None
     """Standardised returns that the critic is to predict."""
+    augmented: Augmented | None = None
+    """None unless what is learned depends on it."""
 
 
 class OnPolicy(Algorithm):
-    """Hyperparameters as in `LearningSettings`; a final class says how to prepare experience and what its loss is."""
+    """Hyperparameters as in `OnPolicySettings`; a final class says how to prepare experience and what its loss is."""
 
     learning_rate: Float[Array, ""] = eqx.field(converter=jnp.asarray)
     discount: Float[Array, ""] = eqx.field(converter=jnp.asarray)
@@ -69,6 +86,8 @@ class OnPolicy(Algorithm):
     width: int = eqx.field(static=True)
     layers: int = eqx.field(static=True)
     initial_std: float = eqx.field(static=True)
+    encoder: str = eqx.field(static=True)
+    memory: str | None = eqx.field(static=True)
 
     has_critic: ClassVar[bool]
 
@@ -86,8 +105,12 @@ class OnPolicy(Algorithm):
         self, network: GraphActorCritic, lesson: Lesson
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]: ...
 
-    def init(self, key: PRNGKeyArray, spec: Spec) -> Learner:
-        network = GraphActorCritic(key, spec, self.width, self.layers, self.initial_std)
+    def with_worse_sensors(self, key: PRNGKeyArray, learner: Learner, experience: Experience) -> Augmented | None:
+        """A round's observations once more, augmented, for a loss that compares; by default there is none."""
+        return None
+
+    def init(self, key: PRNGKeyArray, spec: Spec, worlds: int) -> Learner:
+        network = GraphActorCritic(key, spec, self.width, self.layers, self.initial_std, self.encoder, self.memory)
         if not self.has_critic:
             # not carried along: it would travel in every exchange and never learn
             network = eqx.tree_at(lambda one: one.critic, network, None)
@@ -118,43 +141,77 @@ class OnPolicy(Algorithm):
         self, key: PRNGKeyArray, learner: Learner, experience: Experience
     ) -> tuple[Learner, dict[str, Float[Array, ""]]]:
         """`epochs` passes over the rows, split by worlds into minibatches."""
-        # once for all passes: the leaky bank has no parameters that an update could change
         memory = unroll(learner.network, experience.memory, experience.observation)
         lesson, scale, figures = self.prepare(learner, memory, experience)
-        worlds = lesson.advantage.shape[1]
-        optimiser = self._optimiser()
-
-        def minibatch(carry: tuple, index: Array) -> tuple[tuple, dict]:
-            network, state = carry
-            part = jax.tree.map(lambda leaf: leaf[:, index], lesson)
-            gradient, metrics = jax.grad(self.loss, has_aux=True)(network, part)
-            gradient = self._pulled_back(gradient, network, learner.network)
-            updates, state = optimiser.update(gradient, state, network)
-            return (optax.apply_updates(network, updates), state), metrics
-
-        def epoch(carry: tuple, epoch_key: PRNGKeyArray) -> tuple[tuple, dict]:
-            order = jax.random.permutation(epoch_key, worlds).reshape(self.minibatches, -1)
-            return jax.lax.scan(minibatch, carry, order)
-
-        (network, state), metrics = jax.lax.scan(
-            epoch, (learner.network, learner.optimiser), jax.random.split(key, self.epochs)
+        network, state, metrics = follow(
+            key,
+            self.loss,
+            lesson._replace(augmented=self.with_worse_sensors(key, learner, experience)),
+            experience.memory,
+            learner.network,
+            learner.optimiser,
+            self._optimiser(),
+            self.epochs,
+            self.minibatches,
+            self.proximal,
         )
-        return Learner(network, state, scale), jax.tree.map(jnp.mean, metrics) | figures
-
-    def _pulled_back(self, gradient: PyTree, network: GraphActorCritic, received: GraphActorCritic) -> PyTree:
-        """Adds the gradient of FedProx's `proximal / 2 * |w - w_received|^2` (Li et al. 2020, equation 2)."""
-        if not self.proximal:
-            return gradient
-        return jax.tree.map(lambda g, now, then: g + self.proximal * (now - then), gradient, network, received)
+        return Learner(network, state, scale), metrics | figures
 
     def _optimiser(self) -> optax.GradientTransformation:
-        steps = self.decay_rounds * (self.epochs * self.minibatches)
-        rate = lambda count: self.learning_rate * jnp.maximum(1 - count / steps, 0.0)  # noqa: E731
+        rate = falling(self.learning_rate, self.decay_rounds * (self.epochs * self.minibatches))
         return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
 
 
-def unroll(network: GraphActorCritic, start: PyTree, observation: Observation) -> PyTree:
-    """Memory after each of the T observations."""
+def falling(rate: Float[Array, ""], steps: Float[Array, ""]) -> optax.Schedule:
+    """A learning rate that falls linearly to 0."""
+    return lambda count: rate * jnp.maximum(1 - count / steps, 0.0)
+
+
+def follow(
+    key: PRNGKeyArray,
+    loss: Callable[[Any, Any], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]],
+    lesson: Any,
+    begun: PyTree,
+    network: Any,
+    state: PyTree,
+    optimiser: optax.GradientTransformation,
+    epochs: int,
+    minibatches: int,
+    proximal: float,
+) -> tuple[Any, PyTree, dict[str, Float[Array, ""]]]:
+    """Descend the loss of a lesson, a named tuple of leaves `[T, B, ...]` among them `memory` and `observation`:
+    `epochs` passes, each split by worlds into minibatches.
+
+    `begun` is the memory before the first row. Returns network, the optimiser's state, and means of the metrics.
+    """
+    received, worlds = network, lesson.observation.first.shape[1]
+
+    def objective(network: Any, part: Any, begun: PyTree) -> tuple[Float[Array, ""], dict]:
+        # a memory without parameters is unrolled once for all passes; through a learned one the loss is
+        # differentiated, back to the round's first row
+        if has_parameters(network.memory):
+            part = part._replace(memory=unroll(network.memory, begun, part.observation))
+        return loss(network, part)
+
+    def minibatch(carry: tuple, index: Array) -> tuple[tuple, dict]:
+        network, state = carry
+        part = jax.tree.map(lambda leaf: leaf[:, index], lesson)
+        beginning = jax.tree.map(lambda leaf: leaf[index], begun)
+        gradient, metrics = jax.grad(objective, has_aux=True)(network, part, beginning)
+        gradient = pulled_back(gradient, network, received, proximal)
+        updates, state = optimiser.update(gradient, state, network)
+        return (optax.apply_updates(network, updates), state), metrics
+
+    def epoch(carry: tuple, epoch_key: PRNGKeyArray) -> tuple[tuple, dict]:
+        order = jax.random.permutation(epoch_key, worlds).reshape(minibatches, -1)
+        return jax.lax.scan(minibatch, carry, order)
+
+    (network, state), metrics = jax.lax.scan(epoch, (network, state), jax.random.split(key, epochs))
+    return network, state, jax.tree.map(jnp.mean, metrics)
+
+
+def unroll(network: Any, start: PyTree, observation: Observation) -> PyTree:
+    """Memory after each of the T observations, by a network or its memory."""
 
     def forward(memory: PyTree, row: Observation) -> tuple[PyTree, PyTree]:
         memory = network.remember(memory, row)

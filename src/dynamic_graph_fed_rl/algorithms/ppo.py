@@ -8,14 +8,18 @@ from dataclasses import asdict
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.algorithms.base import Experience
-from dynamic_graph_fed_rl.algorithms.on_policy import Learner, Lesson, OnPolicy, judge, slot_weights
+from dynamic_graph_fed_rl.algorithms.on_policy import Augmented, Learner, Lesson, OnPolicy, judge, slot_weights
 from dynamic_graph_fed_rl.algorithms.returns import ReturnScale
 from dynamic_graph_fed_rl.algorithms.settings import PPOSettings
+from dynamic_graph_fed_rl.augmentation.settings import critical_column
+from dynamic_graph_fed_rl.augmentation.strategies import augmented
+from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
 from dynamic_graph_fed_rl.models.policies import GraphActorCritic
 
 
@@ -25,6 +29,13 @@ class PPO(OnPolicy):
     trace: Float[Array, ""] = eqx.field(converter=jnp.asarray)
     clip: Float[Array, ""] = eqx.field(converter=jnp.asarray)
     value_weight: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+    # static, so that without it not a single operation is added
+    augmentation_weight: float = eqx.field(static=True)
+    augment: tuple[str, ...] = eqx.field(static=True)
+    augmentation_probability: float = eqx.field(static=True)
+    augmentation_noise: float = eqx.field(static=True)
+    critical_edge: str | None = eqx.field(static=True)
+    critical_threshold: float = eqx.field(static=True)
 
     has_critic: ClassVar[bool] = True
 
@@ -32,6 +43,21 @@ class PPO(OnPolicy):
         self, learner: Learner, memory: PyTree, experience: Experience
     ) -> tuple[Lesson, ReturnScale, dict[str, Float[Array, ""]]]:
         return judge(learner, memory, experience, self.discount, self.trace, self.siblings)
+
+    def with_worse_sensors(self, key: PRNGKeyArray, learner: Learner, experience: Experience) -> Augmented | None:
+        if not self.augmentation_weight:
+            return None
+        observation = augmented(
+            # a key that is none of those of the passes
+            jax.random.fold_in(key, self.epochs),
+            experience.observation,
+            self.augment,
+            self.augmentation_probability,
+            self.augmentation_noise,
+            critical_column(self.critical_edge, learner.network.edge_features),
+            self.critical_threshold,
+        )
+        return Augmented(observation, jax.tree.map(lambda leaf: leaf[None], experience.memory))
 
     def loss(self, network: GraphActorCritic, lesson: Lesson) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Clipped surrogate (Schulman et al. 2017, equation 7) a slot, Huber loss of the value, entropy bonus."""
@@ -42,7 +68,8 @@ class PPO(OnPolicy):
         gain = lesson.advantage[..., None]
         surrogate = jnp.minimum(ratio * gain, jnp.clip(ratio, 1 - self.clip, 1 + self.clip) * gain)
         policy_loss = -(surrogate * weights).sum()
-        value_loss = optax.huber_loss(network.value(lesson.memory, lesson.observation), lesson.target).mean()
+        value = network.value(lesson.memory, lesson.observation)
+        value_loss = optax.huber_loss(value, lesson.target).mean()
         entropy = (distribution.entropy() * weights).sum()
         metrics = {
             "policy_loss": policy_loss,
@@ -51,7 +78,31 @@ class PPO(OnPolicy):
             "approximate_kl": ((ratio - 1 - log_ratio) * weights).sum(),
             "clip_fraction": ((jnp.abs(ratio - 1) > self.clip) * weights).sum(),
         }
-        return policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy, metrics
+        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
+        if lesson.augmented is None:
+            return loss, metrics
+        metrics["inconsistency"] = inconsistency(network, lesson, lesson.augmented, distribution, value)
+        return loss + self.augmentation_weight * metrics["inconsistency"], metrics
+
+
+def inconsistency(
+    network: GraphActorCritic,
+    lesson: Lesson,
+    other: Augmented,
+    distribution: Gaussian | Categorical,
+    value: Float[Array, "T worlds"],
+) -> Float[Array, ""]:
+    """How differently the network acts and values when the observation is augmented (Raileanu et al. 2021,
+    equations 3 and 4): `KL(pi(s) || pi(f(s)))`, a mean over usable slots, and the mean of `(V(s) - V(f(s)))^2`.
+
+    `distribution` and `value` are what it makes of the observation as it was. They are what is aimed at, not moved.
+    """
+    memory = other.memory(network, lesson.memory)
+    aim, aimed = jax.lax.stop_gradient((distribution, value))
+    seen = network.actions(memory, other.observation)
+    divergence = aim.divergence(seen)  # type: ignore[arg-type]  # both are of one kind
+    policy = (divergence * slot_weights(lesson)).sum()
+    return policy + ((aimed - network.value(memory, other.observation)) ** 2).mean()
 
 
 def build(settings: PPOSettings, rounds: int) -> PPO:

@@ -30,6 +30,30 @@ def generalised_advantage(
     return jax.lax.scan(back, jnp.zeros_like(delta[0]), (delta, carry), reverse=True)[1]
 
 
+def lambda_returns(
+    reward: Float[Array, "T *batch"],
+    next_value: Float[Array, "T *batch"],
+    terminated: Bool[Array, "T *batch"],
+    truncated: Bool[Array, "T *batch"],
+    discount: Float[Array, ""] | float,
+    trace: Float[Array, ""] | float,
+) -> Float[Array, "T *batch"]:
+    """`G = r + discount * ((1 - trace) * V' + trace * G')` (Gallici et al. 2024, equation 5, with V' the value of the
+    best choice: Peng's Q(lambda)).
+
+    `next_value` as in `generalised_advantage`; it stands for all that follows a truncation and the last row.
+    """
+    ended = terminated | truncated
+
+    def back(later: Array, row: tuple[Array, ...]) -> tuple[Array, Array]:
+        gained, value, over, dead = row
+        follows = jnp.where(over, value, (1 - trace) * value + trace * later)
+        now = gained + discount * jnp.where(dead, 0.0, follows)
+        return now, now
+
+    return jax.lax.scan(back, next_value[-1], (reward, next_value, ended, terminated), reverse=True)[1]
+
+
 def returns_to_go(
     reward: Float[Array, "T *batch"], ended: Bool[Array, "T *batch"], discount: Float[Array, ""] | float
 ) -> tuple[Float[Array, "T *batch"], Bool[Array, "T *batch"]]:
@@ -92,6 +116,36 @@ class ReturnScale(eqx.Module):
 
     def standardise(self, returns: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
         return (returns - self.location) / self.spread
+
+    def restore(self, value: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
+        return value * self.spread + self.location
+
+
+class ValueScale(eqx.Module):
+    """Where values lie and how far they spread, guessed from the rewards before learning began and then left alone:
+    networks predict standardised values, and a scale that moved would move what they have learned."""
+
+    location: Float[Array, ""]
+    spread: Float[Array, ""]
+
+    @staticmethod
+    def initial() -> "ValueScale":
+        return ValueScale(jnp.zeros(()), jnp.ones(()))
+
+    @staticmethod
+    def guess(
+        reward: Float[Array, "*rows"], terminated: Bool[Array, "*rows"], discount: Float[Array, ""]
+    ) -> "ValueScale":
+        """Rewards that go on as these: their mean over the horizon that discount and terminations leave, and their
+        spread as if they were independent."""
+        mean, spread = robust_moments(reward)
+        horizon = 1.0 / (1.0 - discount * (1.0 - terminated.mean()))
+        # rewards that hardly differ say nothing about the spread of values; their size does
+        spread = jnp.where(spread > 1e-3 * jnp.abs(mean), spread, jnp.maximum(jnp.abs(mean), 1e-3))
+        return ValueScale(mean * horizon, spread * jnp.sqrt(horizon))
+
+    def standardise(self, value: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
+        return (value - self.location) / self.spread
 
     def restore(self, value: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
         return value * self.spread + self.location

@@ -4,6 +4,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.environments.spec import Spec
@@ -24,6 +25,27 @@ class Observation(eqx.Module):
     action_mask: Bool[Array, "*batch slots"] | Bool[Array, "*batch slots choices"]
     first: Bool[Array, "*batch"]
     births: Bool[Array, "*batch nodes"]
+
+    @staticmethod
+    def blank(spec: Spec, worlds: int) -> "Observation":
+        """What one agent would see in so many worlds, all zeros: the shapes to make room for."""
+        slots = (worlds, spec.slots)
+        return Observation(
+            graph=Graph(
+                nodes=jnp.zeros((worlds, spec.nodes, len(spec.node_features))),
+                edges=jnp.zeros((worlds, spec.edges, len(spec.edge_features))),
+                senders=jnp.zeros((worlds, spec.edges), jnp.int32),
+                receivers=jnp.zeros((worlds, spec.edges), jnp.int32),
+                node_mask=jnp.zeros((worlds, spec.nodes), bool),
+                edge_mask=jnp.zeros((worlds, spec.edges), bool),
+                globals=jnp.zeros((worlds, len(spec.global_features))),
+            ),
+            slots=jnp.zeros((*slots, len(spec.slot_features))),
+            slot_owner=jnp.zeros(slots, jnp.int32),
+            action_mask=jnp.zeros(slots if spec.action == "continuous" else (*slots, spec.action_size), bool),
+            first=jnp.zeros(worlds, bool),
+            births=jnp.zeros((worlds, spec.nodes), bool),
+        )
 
 
 class Transition(eqx.Module):

@@ -5,7 +5,10 @@ from typing import Any
 
 from dynamic_graph_fed_rl.environments.cartpole.settings import CartPoleSettings
 from dynamic_graph_fed_rl.environments.drift.settings import DriftSettings
+from dynamic_graph_fed_rl.environments.gymnasium.settings import GymnasiumSettings
+from dynamic_graph_fed_rl.environments.pendulum.settings import PendulumSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
+from dynamic_graph_fed_rl.environments.recall.settings import RecallSettings
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,8 @@ class Entry:
     """`module` offers `build(settings, agents) -> Domain`.
 
     `defaults` are fields of the experiment and its settings, whatever the algorithm; `learning` has, for an
-    algorithm by name, its hyperparameters here and what else it needs to be otherwise.
+    algorithm by name, its hyperparameters here and what else it needs to be otherwise. `hosted` worlds live outside
+    jax: on one device, without bit-for-bit promises.
     """
 
     help: str
@@ -21,7 +25,23 @@ class Entry:
     module: str
     defaults: dict[str, Any]
     learning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosted: bool = False
 
+
+# half of the world steps that learning from each round once takes
+_GRID_REPLAY = {
+    "worlds": 32,
+    "discount": 0.8,
+    "learning_rate": 1e-3,
+    "initial_std": 0.1,
+    "siblings": 4,
+    "updates": 16,
+    "batch_size": 128,
+    "window": 4,
+    "replay": 32_000,
+    "warm_up": 4096,
+    "value_limit": 8.0,
+}
 
 ENVIRONMENTS = {
     "power-grid": Entry(
@@ -43,6 +63,8 @@ ENVIRONMENTS = {
             "a2c": {"discount": 0.8, "trace": 0.8},
             # whole training episodes: what has not ended does not teach
             "reinforce": {"decisions_per_round": 48, "rounds": 80, "discount": 0.8},
+            "td3": _GRID_REPLAY,
+            "sac": _GRID_REPLAY | {"target_entropy": -2.0, "temperature": 0.01},
         },
     ),
     "cartpole": Entry(
@@ -63,6 +85,22 @@ ENVIRONMENTS = {
             },
             # whole episodes: what has not ended does not teach
             "reinforce": {"decisions_per_round": 500, "worlds": 8, "entropy_weight": 0.01, "width": 64},
+            # a gradient step every four decisions
+            "dqn": {
+                "rounds": 600,
+                "worlds": 8,
+                "decisions_per_round": 16,
+                "updates": 32,
+                "batch_size": 128,
+                "warm_up": 2000,
+                "replay": 80_000,
+                "steps": 5,
+                "update_delay": 50,
+                "layer_norm": True,
+                "width": 64,
+                "memory": "none",
+            },
+            "pqn": {"rounds": 300, "trace": 0.9, "minibatches": 4, "width": 64, "memory": "none"},
         },
     ),
     "drift": Entry(
@@ -76,6 +114,49 @@ ENVIRONMENTS = {
             "ppo": {"discount": 0.8, "trace": 0.8, "minibatches": 5},
             "a2c": {"discount": 0.8, "trace": 0.8},
             "reinforce": {"discount": 0.8, "learning_rate": 0.02},
+            "dqn": {
+                "discount": 0.8,
+                "decisions_per_round": 40,
+                "updates": 32,
+                "update_delay": 50,
+                "layer_norm": True,
+                "memory": "none",
+            },
+            "pqn": {"discount": 0.8, "minibatches": 5, "memory": "none"},
         },
+    ),
+    "pendulum": Entry(
+        "pendulum swung up and held by a torque, as a graph of one node; every agent has worlds of its own",
+        PendulumSettings,
+        "dynamic_graph_fed_rl.environments.pendulum.environment",
+        {"rounds": 625, "worlds": 1, "decisions_per_round": 32},
+        {
+            "ppo": {"rounds": 100, "worlds": 32, "minibatches": 8, "epochs": 8, "discount": 0.95, "width": 64},
+            "a2c": {"rounds": 500, "worlds": 32, "discount": 0.9, "width": 64},
+            "reinforce": {"decisions_per_round": 200, "worlds": 16, "discount": 0.9, "width": 64},
+            # one gradient step a decision
+            "td3": {"updates": 32, "learning_rate": 1e-3, "width": 64, "memory": "none", "rounds": 937},
+            "sac": {"updates": 32, "learning_rate": 1e-3, "width": 64, "memory": "none"},
+        },
+    ),
+    "gymnasium": Entry(
+        "any environment of Gymnasium by its id, such as LunarLander-v3, as a graph of one node; runs on the host",
+        GymnasiumSettings,
+        "dynamic_graph_fed_rl.environments.gymnasium.environment",
+        {"rounds": 100, "worlds": 8, "decisions_per_round": 128},
+        {
+            "ppo": {"learning_rate": 2.5e-3, "entropy_weight": 0.01, "width": 64},
+            "a2c": {"learning_rate": 0.01, "trace": 0.95, "entropy_weight": 0.01, "width": 64},
+            "reinforce": {"decisions_per_round": 500, "entropy_weight": 0.01, "width": 64},
+        },
+        hosted=True,
+    ),
+    "recall": Entry(
+        "three nodes in a ring, each asked about what it saw some decisions ago: needs memory",
+        RecallSettings,
+        "dynamic_graph_fed_rl.environments.recall.environment",
+        {"agents": 1, "rounds": 100, "worlds": 16, "decisions_per_round": 64},
+        # an answer pays at once; questions are so rare that what is left of a guess must not become a habit
+        {"ppo": {"discount": 0.0, "learning_rate": 1e-2, "entropy_weight": 1.0, "minibatches": 2}},
     ),
 }

@@ -6,7 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Column:
-    """One feature or action: its name, its unit, and whether it changes during an episode."""
+    """One feature or action: its name, its unit, and whether it is dynamic.
+
+    What is not dynamic is the same in every episode and every world of an agent, for as long as its node, edge or
+    slot is there: replay keeps it once.
+    """
 
     name: str
     unit: str = "1"

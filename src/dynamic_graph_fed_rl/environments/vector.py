@@ -1,5 +1,6 @@
-"""What single-agent environments with a vector to see and one discrete slot to act in have in common."""
+"""What single-agent environments with a vector to see and one slot to act in have in common."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -8,13 +9,14 @@ from dynamic_graph_fed_rl.environments.base import Controller, Observation
 from dynamic_graph_fed_rl.graph import vector_graph
 
 
-def observe(features: Float[Array, " features"], choices: int, first: Bool[Array, ""]) -> Observation:
-    """One agent that sees the vector as a graph of one node and may take any of the choices; leaves `[1, ...]`."""
+def observe(features: Float[Array, " features"], choices: int | None, first: Bool[Array, ""]) -> Observation:
+    """One agent that sees the vector as a graph of one node and may take any of the choices, or (None) give any
+    number in [-1, 1]; leaves `[1, ...]`."""
     per_world = Observation(
         graph=vector_graph(features),
         slots=jnp.zeros((1, 0)),
         slot_owner=jnp.zeros((1,), jnp.int32),
-        action_mask=jnp.ones((1, choices), bool),
+        action_mask=jnp.ones((1,) if choices is None else (1, choices), bool),
         first=first,
         births=jnp.zeros((1,), bool),
     )
@@ -22,21 +24,32 @@ def observe(features: Float[Array, " features"], choices: int, first: Bool[Array
 
 
 class Uniform(Controller):
-    """A random choice every time."""
+    """Random every time."""
+
+    size: int = eqx.field(static=True, default=1)
 
     def initial_memory(self, state, observation: Observation) -> None:
         return None
 
     def act(self, key: PRNGKeyArray, memory: None, state, observation: Observation) -> tuple[Array, None]:
-        choices = observation.action_mask.shape[-1]
-        return jax.random.randint(key, observation.first.shape + (1,), 0, choices), None
+        shape = observation.slot_owner.shape
+        if _continuous(observation):
+            return jax.random.uniform(key, (*shape, self.size), minval=-1.0, maxval=1.0), None
+        return jax.random.randint(key, shape, 0, observation.action_mask.shape[-1]), None
 
 
 class Idle(Controller):
-    """Always the first choice."""
+    """Always the first choice, or 0."""
+
+    size: int = eqx.field(static=True, default=1)
 
     def initial_memory(self, state, observation: Observation) -> None:
         return None
 
     def act(self, key: PRNGKeyArray, memory: None, state, observation: Observation) -> tuple[Array, None]:
-        return jnp.zeros(observation.first.shape + (1,), jnp.int32), None
+        shape = observation.slot_owner.shape
+        return (jnp.zeros((*shape, self.size)) if _continuous(observation) else jnp.zeros(shape, jnp.int32)), None
+
+
+def _continuous(observation: Observation) -> bool:
+    return observation.action_mask.ndim == observation.first.ndim + 1

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Environment, Observation, Transition
+from dynamic_graph_fed_rl.environments.host import HostEnvironment
 from dynamic_graph_fed_rl.environments.spec import Spec
 
 # what a learner sees; `info` belongs to the world as a whole and stays [B, ...]
@@ -52,6 +53,8 @@ class Worlds(eqx.Module):
 
     def begin(self, keys: Key[Array, "*worlds"]) -> tuple[PyTree, Observation]:
         """Fresh worlds from a key each: state and the first observation `[A, B, ...]`."""
+        if isinstance(self.environment, HostEnvironment):
+            return self.environment.begin(keys)
         if self.owners is None:
             return jax.vmap(self.environment.reset, out_axes=(0, 1))(keys)
         state, observation = eqx.filter_vmap(lambda e, k: jax.vmap(e.reset)(k))(self.environment, keys)
@@ -59,6 +62,8 @@ class Worlds(eqx.Module):
 
     def advance(self, keys: Key[Array, "*worlds"], state: PyTree, action: Array) -> tuple[PyTree, Transition]:
         """One decision in every world, a key each; what has finished stays finished."""
+        if isinstance(self.environment, HostEnvironment):
+            return self.environment.advance(state, action)
         if self.owners is None:
             state, transition = jax.vmap(self.environment.step, in_axes=(0, 0, 1))(keys, state, action)
             face = _agents_first
@@ -81,6 +86,8 @@ class Worlds(eqx.Module):
         successor from which a value may be bootstrapped.
         """
         step_key, reset_key = jax.random.split(key)
+        if isinstance(self.environment, HostEnvironment):
+            return self.environment.advance_or_begin(self.keys(reset_key), state, action)
         stepped, transition = self.advance(self.keys(step_key), state, action)
         done = transition.terminated | transition.truncated
 

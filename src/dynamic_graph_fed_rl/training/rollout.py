@@ -6,7 +6,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Key, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience
 from dynamic_graph_fed_rl.environments.base import Observation
@@ -24,6 +24,15 @@ def over_agents(function: Callable[..., Any], how: AgentMap) -> Callable[..., An
     if how == "vmap":
         return jax.vmap(function)
     return lambda *arguments: jax.lax.map(lambda row: function(*row), arguments)
+
+
+def study(
+    keys: Key[Array, " agents"], algorithm: Algorithm, learners: PyTree, experience: Experience, how: AgentMap
+) -> tuple[PyTree, dict[str, Any]]:
+    """Each agent learns from its own experience: the learners after it, and figures `[A]`."""
+    recall_keys, learn_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    learners, lessons = jax.vmap(algorithm.recall)(recall_keys, learners, experience)
+    return over_agents(algorithm.learn, how)(learn_keys, learners, lessons)
 
 
 class Actors(eqx.Module):

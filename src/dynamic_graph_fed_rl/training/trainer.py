@@ -15,7 +15,7 @@ from dynamic_graph_fed_rl.algorithms.base import Algorithm
 from dynamic_graph_fed_rl.environments.worlds import Worlds, select
 from dynamic_graph_fed_rl.federation.federation import Federation, FederationState
 from dynamic_graph_fed_rl.federation.sharing import Chosen, everything, from_vectors, to_vectors
-from dynamic_graph_fed_rl.training.rollout import Actors, AgentMap, collect, over_agents, start
+from dynamic_graph_fed_rl.training.rollout import Actors, AgentMap, collect, start, study
 
 
 class Training(eqx.Module):
@@ -65,7 +65,7 @@ class Trainer(eqx.Module):
         key, learner_key, world_key = jax.random.split(key, 3)
         learners, actors = [], []
         for group, group_key in zip(self.groups, jax.random.split(world_key, len(self.groups)), strict=True):
-            learner = group.algorithm.init(learner_key, group.worlds.spec)
+            learner = group.algorithm.init(learner_key, group.worlds.spec, group.worlds.copies)
             alike = jax.tree.map(lambda leaf, a=group.worlds.agents: jnp.repeat(leaf[None], a, axis=0), learner)
             learners.append(alike)
             actors.append(start(group_key, group.algorithm, group.worlds, alike))
@@ -127,9 +127,9 @@ class Trainer(eqx.Module):
             self.decisions_per_round,
             None if random is None else random[own],
         )
-        learn = over_agents(group.algorithm.learn, self.agent_map)
-        learned, learning = learn(jax.random.split(learn_key, worlds.agents), learners, experience)
-        if worlds.owners is not None:
+        keys = jax.random.split(learn_key, worlds.agents)
+        learned, learning = study(keys, group.algorithm, learners, experience, self.agent_map)
+        if worlds.owners is not None and not self.federation.always:
             moved = select(active, moved, actors)
         transition = experience.transition
         costs = {column.name: transition.cost[..., i].mean() for i, column in enumerate(worlds.spec.costs)}
@@ -142,7 +142,7 @@ class Trainer(eqx.Module):
             "world": jax.tree.map(jnp.mean, world_metrics),
             "learning": learning,
         }
-        return select(active, learned, learners), moved, metrics
+        return learned if self.federation.always else select(active, learned, learners), moved, metrics
 
     def _shared(self, learners: list[PyTree]) -> list[PyTree]:
         return [

@@ -1,4 +1,4 @@
-"""Learning curves of federated CartPole against what each agent has spent, many seeds in one program.
+"""Learning curves against what each agent has spent, many seeds in one program; agents with worlds of their own.
 
 `learn(experiment, seeds)` trains every seed at once and judges it as it goes; `reached` and `at` read the curves.
 """
@@ -92,7 +92,8 @@ def at(curves: Curves, trajectories: float) -> Float[np.ndarray, " seeds"]:
 
 @eqx.filter_jit
 def start(trainer: Trainer, seeds: Int[Array, " seeds"]) -> Training:
-    return jax.vmap(lambda seed: trainer.init(stream_key(TRAINING_STREAM, seed)))(seeds)
+    # mapped by `vmap`, the many small QR factorisations of fresh networks may wait for each other for ever
+    return jax.lax.map(lambda seed: trainer.init(stream_key(TRAINING_STREAM, seed)), seeds)
 
 
 @eqx.filter_jit
