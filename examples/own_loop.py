@@ -12,7 +12,7 @@ import time
 from dynamic_graph_fed_rl import DynamicGraphEnv, FederatedActorCritic, GraphTransition
 from dynamic_graph_fed_rl.algorithms import GraphSAC
 
-EPISODES = 6
+EPISODES = 5
 WARM_UP = 48  # decisions before the first gradient step
 
 
@@ -20,7 +20,14 @@ def main() -> None:
     env = DynamicGraphEnv("power_grid", num_agents=2, case="ieee14", edge_failure_rate=0.002, training_decisions=24)
     federation = FederatedActorCritic(num_agents=2, communication="server", aggregation_interval=12)
     # a set-point shows within a few decisions; more than that only adds the weather's noise
-    choices = {"discount": 0.8, "learning_rate": 1e-3, "initial_std": 0.1, "width": 16, "batch_size": 64}
+    choices = {
+        "discount": 0.8,
+        "learning_rate": 1e-3,
+        "initial_std": 0.1,
+        "width": 16,
+        "batch_size": 64,
+        "memory": "none",
+    }
     agents = [GraphSAC.for_environment(env, buffer_size=2000, **choices) for _ in range(federation.num_agents)]
     begun, decisions, sent = time.perf_counter(), 0, 0.0
 

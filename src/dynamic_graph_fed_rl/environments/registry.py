@@ -63,7 +63,8 @@ ENVIRONMENTS = {
             "a2c": {"discount": 0.8, "trace": 0.8},
             # whole training episodes: what has not ended does not teach
             "reinforce": {"decisions_per_round": 48, "rounds": 80, "discount": 0.8},
-            "td3": _GRID_REPLAY,
+            # noise of the size of useful set-points
+            "td3": _GRID_REPLAY | {"exploration_std": 0.05, "target_noise": 0.02, "target_noise_limit": 0.05},
             "sac": _GRID_REPLAY | {"target_entropy": -2.0, "temperature": 0.01},
         },
     ),
