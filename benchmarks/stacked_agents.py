@@ -30,7 +30,10 @@ from dynamic_graph_fed_rl.experiment import build, default_experiment  # noqa: E
 from dynamic_graph_fed_rl.training.rollout import collect, over_agents, start  # noqa: E402
 
 AGENTS = 20
-SIZES = {"pendulum": {"updates": 4}, "power-grid": {"case": "ieee14", "updates": 4, "worlds": 8, "warm_up": 128}}
+SIZES = {
+    "pendulum": {"updates": 4, "warm_up": 512, "replay": 512},
+    "power-grid": {"case": "ieee14", "updates": 4, "worlds": 8, "warm_up": 512, "replay": 512},
+}
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,10 @@ def prepare(environment: str, fields: dict) -> dict[str, Callable[[], dict[str, 
         )
         learners, lesson = recall(recall_key[None], learners, experience)
         stored += experiment.decisions_per_round * experiment.worlds
-    # learning reads the samples only
-    bare = eqx.tree_at(lambda learner: learner.replay, learners, None)
     keys = jax.random.split(key, AGENTS)
     stack = lambda tree: jax.tree.map(lambda leaf: jnp.repeat(leaf, AGENTS, axis=0), tree)  # noqa: E731
-    many, lessons = stack(bare), stack(lesson)
-    single, first_lesson = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (bare, lesson))
+    many, lessons = stack(learners), stack(lesson)
+    single, first_lesson = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (learners, lesson))
     alone = eqx.filter_jit(algorithm.learn)
 
     def one_by_one() -> object:

@@ -76,7 +76,7 @@ def test_the_algorithm_chooses_the_options(capsys) -> None:
         ("train venus", "environment 'venus': unknown; known: power-grid, cartpole"),
         ("train", "name an environment first; known: power-grid, cartpole"),
         ("train cartpole --agents 0", "agents 0: must be at least 1"),
-        ("train drift --algorithm dqn", "algorithm 'dqn': unknown; known: ppo, a2c, reinforce"),
+        ("train drift --algorithm ddpg", "algorithm 'ddpg': unknown; known: ppo, a2c, reinforce"),
         ("train drift --difficulty-spacing -0.2", "agent 3 would have difficulty -0.1; must be above 0"),
         ("train drift --algorithm reinforce --proximal 1", "proximal 1.0: does nothing in a round of one gradient"),
         ("train cartpole --keep 0", "keep 0: must be at least 1"),
