@@ -67,7 +67,7 @@ def prepare(environment: str, fields: dict) -> dict[str, Callable[[], dict[str, 
     one = algorithm.init(key, group.worlds.spec, group.worlds.copies)
     learners = jax.tree.map(lambda leaf: leaf[None], one)
     actors = start(key, algorithm, group.worlds, learners)
-    recall = eqx.filter_jit(jax.vmap(algorithm.recall))
+    recall = eqx.filter_jit(lambda *given: jax.vmap(algorithm.recall)(*given))
     lesson, stored = None, 0
     while stored < experiment.learning.warm_up:
         key, act_key, recall_key = jax.random.split(key, 3)
@@ -86,7 +86,7 @@ def prepare(environment: str, fields: dict) -> dict[str, Callable[[], dict[str, 
         return [alone(agent_key, single, first_lesson) for agent_key in keys]
 
     def together(how) -> Callable[[], object]:
-        learn = eqx.filter_jit(over_agents(algorithm.learn, how))
+        learn = eqx.filter_jit(lambda *given: over_agents(algorithm.learn, how)(*given))
         return lambda: learn(keys, many, lessons)
 
     ways = {"single runs": one_by_one, "vmap": together("vmap"), "map": together("map")}
