@@ -81,7 +81,7 @@ def test_listing_and_help_need_neither_jax_nor_numpy() -> None:
     [
         (
             "benchmark speed",
-            "benchmark 'speed': unknown; known: power-env-speed, training-speed, classic, replay, memory, federation",
+            f"benchmark 'speed': unknown; known: {', '.join(benchmark.SCRIPTS)}, federation",
         ),
         ("benchmark federation random-mdp venus", "part 'venus': unknown; known: random-mdp"),
         ("benchmark federation random-mdp --seeds 0", "seeds 0: must be at least 1"),

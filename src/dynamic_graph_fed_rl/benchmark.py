@@ -13,6 +13,9 @@ SCRIPTS = {
     "classic": "learning curves of value and actor-critic methods on CartPole and Pendulum",
     "replay": "adding to and sampling from replay, beside flashbax and a list of transitions",
     "memory": "what each memory is worth where nothing can be done without one",
+    "off-policy-grid": "scores of SAC and TD3 on the power grid against world steps, beside PPO",
+    "stacked-agents": "gradient steps a second of 20 SAC agents in one program, beside 20 single runs",
+    "augmentation": "PPO with and without augmented observations where sensors fail",
 }
 """Benchmarks that are a script of the same name (`power_env_speed.py`): what each shows."""
 
