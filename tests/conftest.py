@@ -4,6 +4,7 @@ Compiled programs are kept on disk, shared by all workers and later runs, since 
 compilation. Every worker keeps to one thread. Shapes are checked over the whole package.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
+import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("dynamic_graph_fed_rl", "beartype.beartype")
@@ -30,6 +32,15 @@ install_import_hook("dynamic_graph_fed_rl", "beartype.beartype")
 # the first example of a property compiles; the same examples in every run keep a failure repeatable
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+    """Every compiled program maps memory of its own, and a process may only have so many maps (65,530 on Linux): a
+    worker that kept all of the suite's programs would crash near its end."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_configure(config: pytest.Config) -> None:
