@@ -10,6 +10,7 @@ import pytest
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.drift.environment import Drift, DriftState, PushBack, build
 from dynamic_graph_fed_rl.environments.drift.settings import DriftSettings
+from dynamic_graph_fed_rl.environments.vector import observe
 from dynamic_graph_fed_rl.environments.worlds import Worlds
 from dynamic_graph_fed_rl.evaluation.evaluate import evaluation_keys, run_episodes
 
@@ -92,7 +93,7 @@ def test_the_rule_is_optimal():
         start = rng.normal(size=4).astype(np.float32)
         best = -np.abs(start + stride * np.cumsum(sequences, axis=1)[..., None]).mean(-1).sum(1).min()
         state, total = DriftState(jnp.asarray(start), jnp.zeros((), jnp.int32)), 0.0
-        observation: Observation = environment._observe(state, jnp.asarray(True))
+        observation: Observation = observe(state.numbers, 2, jnp.asarray(True))
         for _ in range(8):
             seen = jax.tree.map(lambda leaf: leaf[:, None], observation)
             action, _ = rule.act(jax.random.key(0), None, None, seen)
