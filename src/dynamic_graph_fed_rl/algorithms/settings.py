@@ -1,5 +1,6 @@
 """Every algorithm by name: its hyperparameters, and the module that builds it. No jax import."""
 
+import abc
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from dynamic_graph_fed_rl.models.registry import ENCODERS, MEMORIES
 
 
 @dataclass(frozen=True)
-class LearningSettings:
+class LearningSettings(abc.ABC):
     """What the settings of every algorithm have."""
 
     learning_rate: float = 1e-3
@@ -33,9 +34,9 @@ class LearningSettings:
     """What nodes remember, if not what goes with the encoder: none, leaky, gru, mingru, tgn or multi-scale."""
 
     @property
+    @abc.abstractmethod
     def gradient_steps(self) -> int:
         """Steps of the optimiser in a round."""
-        raise NotImplementedError
 
     def check(self, worlds: int, decisions: int) -> None:
         """Refuse what cannot be with so many worlds, and so many decisions in each a round.
@@ -58,7 +59,7 @@ class LearningSettings:
                 "received parameters; needs more of them"
             )
 
-    def check_spec(self, spec: Spec) -> None:
+    def check_spec(self, spec: Spec) -> None:  # noqa: B027  (most have nothing to refuse)
         """Refuse what the environment does not have.
 
         Raises:
@@ -125,7 +126,7 @@ class PPOSettings(AugmentationSettings, PolicyGradientSettings):
         self.check_augmentation()
         super().check(worlds, decisions)
 
-    def check_spec(self, spec: Spec) -> None:
+    def check_spec(self, spec: Spec) -> None:  # noqa: B027  (most have nothing to refuse)
         critical_column(self.critical_edge, [column.name for column in spec.edge_features])
         super().check_spec(spec)
 

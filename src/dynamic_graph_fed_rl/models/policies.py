@@ -15,6 +15,7 @@ from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
 from dynamic_graph_fed_rl.models.layers import Affine, Perceptron
 from dynamic_graph_fed_rl.models.memory import NodeMemory, remembered
 from dynamic_graph_fed_rl.models.message_passing import Encoder
+from dynamic_graph_fed_rl.models.slots import at_slots
 
 
 class GraphCritic(eqx.Module):
@@ -93,10 +94,7 @@ class GraphActorCritic(eqx.Module):
         """The distribution over every slot's action, given memory that includes this observation."""
         graph = remembered(self.memory, memory, observation)
         hidden = self.encoder(graph)
-        whole = masked_mean(hidden, graph.node_mask)
-        candidates = jnp.concatenate([hidden, whole[..., None, :]], axis=-2)
-        owner = jnp.take_along_axis(candidates, observation.slot_owner[..., None], axis=-2)
-        head = self.actor(jnp.concatenate([owner, observation.slots], axis=-1)) + self.direct(observation.slots)
+        head = self.actor(at_slots(hidden, graph, observation)) + self.direct(observation.slots)
         if self.discrete:
             return Categorical(head, observation.action_mask)
         return Gaussian(head, jnp.broadcast_to(self.log_std, head.shape))
