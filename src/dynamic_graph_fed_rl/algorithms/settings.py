@@ -126,7 +126,7 @@ class PPOSettings(AugmentationSettings, PolicyGradientSettings):
         self.check_augmentation()
         super().check(worlds, decisions)
 
-    def check_spec(self, spec: Spec) -> None:  # noqa: B027  (most have nothing to refuse)
+    def check_spec(self, spec: Spec) -> None:
         critical_column(self.critical_edge, [column.name for column in spec.edge_features])
         super().check_spec(spec)
 
