@@ -21,6 +21,7 @@ _SMALL = (
 )
 SMALL = _SMALL.split()
 COMMANDS = ["train", "train power-grid", "train cartpole", "train drift", "evaluate", "act", "power-flow", "list"]
+COMMANDS += ["serve", "serve cartpole", "join", "peer cartpole"]
 
 
 def status_of(words: str | list[str]) -> int:
@@ -76,6 +77,14 @@ def test_the_algorithm_chooses_the_options(capsys) -> None:
         ("train venus", "environment 'venus': unknown; known: power-grid, cartpole"),
         ("train", "name an environment first; known: power-grid, cartpole"),
         ("train cartpole --agents 0", "agents 0: must be at least 1"),
+        ("train cartpole --agent-map loop --devices 2", "agent_map 'loop' with devices 2: agents by themselves"),
+        ("train power-grid --agent-map loop", "those of 'power-grid' act in one together"),
+        ("serve", "serve: name an environment first; known: power-grid, cartpole"),
+        ("serve cartpole --federation gossip", "over HTTP must be server, shared, hybrid"),
+        ("serve cartpole --host 0.0.0.0", "give --certfile, --keyfile, --join-token"),
+        ("join ftp://server", "url 'ftp://server': must be such as http://127.0.0.1:5050"),
+        ("join http://server.example", "could be read on the way; use https, or --insecure"),
+        ("join http://127.0.0.1 --queue 0", "queue 0: must be at least 1"),
         ("train drift --algorithm ddpg", "algorithm 'ddpg': unknown; known: ppo, a2c, reinforce"),
         ("train drift --difficulty-spacing -0.2", "agent 3 would have difficulty -0.1; must be above 0"),
         ("train drift --algorithm reinforce --proximal 1", "proximal 1.0: does nothing in a round of one gradient"),

@@ -34,6 +34,7 @@ OTHER = {
     },
     "pendulum": {"algorithm": "sac", "gravity_m_s2": 9.0, "encoder": "gru", "priority": "td-error", "updates": 7},
     "recall": {"task": "average", "delay": 3, "algorithm": "dqn", "double": False, "window": 4, "memory": "tgn"},
+    "lunar-lander": {"shaped": True, "gravity": -5.0, "enable_wind": True, "federation": "hybrid", "steps": 3},
     "gymnasium": {"id": "LunarLander-v3", "arguments": "{continuous: true}", "time_limit": 100},
 }
 
@@ -239,7 +240,7 @@ def nothing_compiles(monkeypatch):
         ({"case": "ieee14", "max_shed": 0.0}, "max_shed 0.0"),
         ({"case": "ieee14", "max_outages": 1}, "max_outages 1"),
         ({"case": "ieee14", "profiles": "/nowhere/days.csv"}, "days.csv"),
-        ({"federation": "star"}, "'star': unknown; known: server, tree, gossip, independent"),
+        ({"federation": "star"}, "'star': unknown; known: server, tree, gossip, shared, hybrid, independent"),
         ({"federation": "gossip", "overlay": "torus"}, "'torus': unknown; known: complete, ring, random"),
         ({"aggregator": "middle"}, "'middle': unknown; known: mean"),
         ({"algorithm": "qmix"}, "'qmix': unknown; known: ppo"),

@@ -11,10 +11,12 @@ SCRIPTS = {
     "power-env-speed": "world steps per CPU second on a 118-bus grid, beside grid2op",
     "training-speed": "the default training, beside Stable-Baselines3 on grid2op",
     "classic": "learning curves of value and actor-critic methods on CartPole and Pendulum",
+    "lander": "episodes and steps that federated LunarLander clients need, by mode; speed beside Stable-Baselines3",
     "replay": "adding to and sampling from replay, beside flashbax and a list of transitions",
     "memory": "what each memory is worth where nothing can be done without one",
     "off-policy-grid": "scores of SAC and TD3 on the power grid against world steps, beside PPO",
     "stacked-agents": "gradient steps a second of 20 SAC agents in one program, beside 20 single runs",
+    "http-exchange": "an exchange over HTTP, beside pickles inside JSON; many clients at once",
     "augmentation": "PPO with and without augmented observations where sensors fail",
 }
 """Benchmarks that are a script of the same name (`power_env_speed.py`): what each shows."""

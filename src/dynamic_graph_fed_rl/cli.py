@@ -22,13 +22,16 @@ Federated reinforcement learning for networks that keep changing.
   power-flow CASE   solve one grid case and print it
   list              environments, scenarios, baselines, algorithms, federations
   benchmark [NAME]  run a benchmark; without NAME, list them
+  serve ENV         be the server of a federation over HTTP
+  join URL          be one of its clients
+  peer ENV          be one of several nodes that average without a server
 
 dgfrl COMMAND --help tells a command's options with their defaults. DGFRL_CACHE_DIR moves the folder of
 compiled programs, DGFRL_DEBUG=1 shows where in the code an error arose. DGFRL_COORDINATOR=HOST:PORT,
 DGFRL_PROCESSES=N and DGFRL_PROCESS=I make N processes train together (see docs/trainer.md).
 """
 
-_TRAIN_HELP = """usage: dgfrl train ENV [OPTIONS]
+_TRAIN_HELP = """usage: dgfrl {command} ENV [OPTIONS]
 
 ENV is one of {environments}. Without it, these are the options for {shown}:
 """
@@ -45,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "power-flow": _power_flow,
         "list": _list,
         "benchmark": _benchmark,
+        "serve": _serve,
+        "join": _join,
+        "peer": _peer,
     }
     if not words or words[0] in ("-h", "--help"):
         print(_HELP, end="")
@@ -75,10 +81,71 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.options import Settings, Train, parse
+
+    out = _early(words, "--out")
+    base, words = _base("train", words, lambda env, how: _stored(env, how, out) if "--resume" in words else None)
+    options = parse(Train, words, f"train {base.environment}", Train(Settings.of(base)))
+    experiment = options.settings.experiment()
+    _keep_compiled_programs()
+    _join_processes()
+    from dynamic_graph_fed_rl import commands
+
+    return commands.train(experiment, options.out, options.resume, options.checkpoint_every, options.keep)
+
+
+def _serve(words: list[str]) -> int:
+    from dataclasses import replace
+
+    from dynamic_graph_fed_rl.options import Serve, Settings, parse
+
+    state = _early(words, "--state")
+    there = state is not None and (Path(state) / "config.yaml").is_file()
+    base, words = _base("serve", words, lambda env, how: _stored(env, how, state) if there else None)
+    options = parse(Serve, words, f"serve {base.environment}", Serve(Settings.of(base)))
+    experiment = options.settings.experiment()
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl.deployment import hosting, joining
+
+    server = replace(options.server, join_token=joining.join_token(options.join_token_file))
+    return hosting.serve(experiment, server, options.state, options.dev)
+
+
+def _join(words: list[str]) -> int:
+    from dynamic_graph_fed_rl.options import Join, parse
+
+    options = parse(Join, words, "join")
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl.deployment import joining
+
+    return joining.join(options.url, options.client)
+
+
+def _peer(words: list[str]) -> int:
+    from dataclasses import replace
+
+    from dynamic_graph_fed_rl.options import Peer, Settings, parse
+
+    base, words = _base("peer", words, lambda env, how: None)
+    base = replace(base, federation="gossip")
+    options = parse(Peer, words, f"peer {base.environment}", Peer(Settings.of(base)))
+    experiment = options.settings.experiment()
+    _keep_compiled_programs()
+    from dynamic_graph_fed_rl.deployment import peering
+
+    return peering.peer(experiment, options.peer)
+
+
+def _base(
+    command: str, words: list[str], stored: "Callable[[str | None, str | None], Experiment | None]"
+) -> "tuple[Experiment, list[str]]":
+    """What stands where no option is given, and the words after the environment's name.
+
+    `stored` gives the experiment of the run to go on with, from the environment and algorithm that are asked for.
+    """
     from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS
     from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
     from dynamic_graph_fed_rl.experiment import default_experiment, from_yaml, known
-    from dynamic_graph_fed_rl.options import Settings, Train, parse
 
     asks_help = "-h" in words or "--help" in words
     environment = None
@@ -86,7 +153,6 @@ def _train(words: list[str]) -> int:
         environment, words = words[0], words[1:]
         known("environment", environment, ENVIRONMENTS)
 
-    # what stands where no option is given: a file, the run to go on with, or the environment's defaults
     config = _early(words, "--config")
     algorithm = _early(words, "--algorithm") or None
     if algorithm is not None:
@@ -95,23 +161,17 @@ def _train(words: list[str]) -> int:
     if asks_help:
         base = default_experiment(environment or next(iter(ENVIRONMENTS)), **chosen)
         if environment is None:
-            print(_TRAIN_HELP.format(environments=", ".join(ENVIRONMENTS), shown=base.environment))
+            names = ", ".join(ENVIRONMENTS)
+            print(_TRAIN_HELP.format(command=command, environments=names, shown=base.environment))
     elif config is not None:
         base = from_yaml(config, environment, algorithm)
-    elif "--resume" in words:
-        base = _stored(environment, algorithm, _early(words, "--out"))
+    elif (found := stored(environment, algorithm)) is not None:
+        base = found
     elif environment is None:
-        raise ValueError(f"train: name an environment first; known: {', '.join(ENVIRONMENTS)}")
+        raise ValueError(f"{command}: name an environment first; known: {', '.join(ENVIRONMENTS)}")
     else:
         base = default_experiment(environment, **chosen)
-
-    options = parse(Train, words, f"train {base.environment}", Train(Settings.of(base)))
-    experiment = options.settings.experiment()
-    _keep_compiled_programs()
-    _join_processes()
-    from dynamic_graph_fed_rl import commands
-
-    return commands.train(experiment, options.out, options.resume, options.checkpoint_every, options.keep)
+    return base, words
 
 
 def _early(words: list[str], name: str) -> str | None:

@@ -21,6 +21,7 @@ from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, wit
 from dynamic_graph_fed_rl.federation.privacy import epsilon
 from dynamic_graph_fed_rl.training import checkpoint, placement, runs
 from dynamic_graph_fed_rl.training.progress import Display, Stop
+from dynamic_graph_fed_rl.training.site import InTurn
 from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
 # what a shell reports for a command that Ctrl-C ended
@@ -54,7 +55,8 @@ def train(
     path = out or newest or runs.next_free(environment)
     built = build(experiment)
     trainer = built.trainer
-    runner = placement.over_devices(trainer, experiment.devices)
+    alone = experiment.agent_map == "loop"
+    runner = InTurn(trainer) if alone else placement.over_devices(trainer, experiment.devices)
     key = stream_key(TRAINING_STREAM, experiment.seed)
     if not placement.leads():
         return _take_part(runner, trainer.init(key), experiment.rounds, checkpoint_every)
@@ -102,7 +104,9 @@ def train(
         return INTERRUPTED if stop.asked else 0
 
 
-def _take_part(runner: Trainer | placement.Spread, training: Training, rounds: int, checkpoint_every: int) -> int:
+def _take_part(
+    runner: Trainer | placement.Spread | InTurn, training: Training, rounds: int, checkpoint_every: int
+) -> int:
     """Training in a process that does not lead: it writes and prints nothing."""
     with Stop() as stop:
         begun = placement.begin(runner, training)

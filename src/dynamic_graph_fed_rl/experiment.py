@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import yaml
 
-from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS, PPOSettings
+from dynamic_graph_fed_rl.algorithms.settings import ALGORITHMS, OffPolicySettings, PPOSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
-from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, FederationSettings
+from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, POOLED, FederationSettings
 
 if TYPE_CHECKING:
     from dynamic_graph_fed_rl.environments.domain import Domain
     from dynamic_graph_fed_rl.environments.spec import Spec
     from dynamic_graph_fed_rl.evaluation.evaluate import LearnedPolicy
+    from dynamic_graph_fed_rl.training.pooling import Pool
     from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
     EnvironmentSettings = AlgorithmSettings = Any
@@ -51,12 +52,15 @@ class Experiment:
     """Rounds of local learning, each followed by an exchange."""
     decisions_per_round: int = 16
     """Decisions in every world between two exchanges."""
+    lessons: int = 1
+    """Times in a round at which an agent stops acting to learn."""
     worlds: int = 64
     """Copies of the world that each agent learns from at once."""
     seed: int = 0
     """Seed of everything random in training; evaluation draws from a range of its own."""
-    agent_map: Literal["vmap", "map"] = "vmap"
-    """Map learners by vmap, or one after the other."""
+    agent_map: Literal["vmap", "map", "loop"] = "vmap"
+    """Map learners by vmap, or one after the other within a program (map) or each in a program of its own, as over
+    HTTP (loop)."""
     devices: int = 1
     """Devices over which the agents are spread, of all processes together."""
     evaluation_seeds: int = 20
@@ -70,7 +74,7 @@ class Experiment:
         Raises:
             ValueError: naming the setting, its value, and what would be right.
         """
-        for name in ("agents", "rounds", "decisions_per_round", "worlds", "devices", "evaluation_seeds"):
+        for name in ("agents", "rounds", "decisions_per_round", "lessons", "worlds", "devices", "evaluation_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
         if self.seed < 0 or self.first_seed < 0:
@@ -83,14 +87,29 @@ class Experiment:
             )
         if entry.hosted and self.devices > 1:
             raise ValueError(f"devices {self.devices}: environment '{self.environment}' runs on one")
+        if self.agent_map == "loop" and (self.devices > 1 or self.exchange.byzantine):
+            name, value = ("devices", self.devices) if self.devices > 1 else ("byzantine", self.exchange.byzantine)
+            raise ValueError(
+                f"agent_map 'loop' with {name} {value}: agents by themselves are all honest and in one place"
+            )
         algorithm = known("algorithm", self.algorithm, ALGORITHMS)
         if not isinstance(self.learning, algorithm.settings):
             raise ValueError(
                 f"algorithm '{self.algorithm}' takes {algorithm.settings.__name__}, "
                 f"not {type(self.learning).__name__}"
             )
-        self.learning.check(self.worlds, self.decisions_per_round)
+        if self.decisions_per_round % self.lessons:
+            raise ValueError(
+                f"lessons {self.lessons}: must divide the decisions of a round ({self.decisions_per_round})"
+            )
+        self.learning.check(self.worlds, self.decisions_per_round // self.lessons)
         known("federation", self.federation, FEDERATIONS)
+        if self.federation in POOLED and not isinstance(self.learning, OffPolicySettings):
+            replaying = (name for name, one in ALGORITHMS.items() if issubclass(one.settings, OffPolicySettings))
+            raise ValueError(
+                f"federation '{self.federation}' with algorithm '{self.algorithm}': pooled experience is of use only "
+                f"to those that learn from replay: {', '.join(replaying)}"
+            )
 
 
 _PARTS = ("settings", "learning", "exchange")
@@ -110,7 +129,7 @@ def known(kind: str, name: str, table: dict[str, Any]) -> Any:
 def default_experiment(environment: str, **overrides: Any) -> Experiment:
     """The experiment that `dgfrl train ENVIRONMENT` runs, with fields (of any part) replaced."""
     entry = known("environment", environment, ENVIRONMENTS)
-    algorithm = _checked("algorithm", overrides.get("algorithm", Experiment.algorithm), str)
+    algorithm = _checked("algorithm", overrides.get("algorithm", entry.algorithm), str)
     learning = known("algorithm", algorithm, ALGORITHMS).settings()
     base = Experiment(settings=entry.settings(), learning=learning, environment=environment, algorithm=algorithm)
     return with_fields(base, entry.defaults | entry.learning.get(algorithm, {}) | overrides)
@@ -242,13 +261,33 @@ def build(experiment: Experiment) -> Built:
             f"'{experiment.environment}' has {kind} ones"
         )
     experiment.learning.check_spec(domain.training.spec)
-    algorithm = importlib.import_module(algorithm_entry.module).build(experiment.learning, experiment.rounds)
+    make = importlib.import_module(algorithm_entry.module).build
+    algorithm = make(experiment.learning, experiment.rounds * experiment.lessons)
     worlds = Worlds(domain.training, experiment.worlds, domain.owners, experiment.learning.siblings)
+    if experiment.agent_map == "loop" and worlds.owners is None:
+        raise ValueError(
+            "agent_map 'loop': needs agents that each have a world of their own; those of "
+            f"'{experiment.environment}' act in one together"
+        )
     trainer = Trainer(
-        (Group(algorithm, worlds),),
+        (Group(algorithm, worlds, experiment.lessons, experiment.federation != "shared"),),
         build_federation(experiment.exchange, experiment.federation, worlds.agents, experiment.rounds),
         experiment.decisions_per_round,
-        experiment.agent_map,
+        "vmap" if experiment.agent_map == "loop" else experiment.agent_map,
         matching(experiment.exchange.share),
+        _pool(experiment, make) if experiment.federation in POOLED else None,
     )
     return Built(experiment, domain, trainer)
+
+
+def _pool(experiment: Experiment, make: Any) -> "Pool":
+    """The learner of a server: that of the agents, with gradient steps of its own number."""
+    from dynamic_graph_fed_rl.buffers.screening import SCREENS
+    from dynamic_graph_fed_rl.training.pooling import Pool
+
+    exchange = experiment.exchange
+    updates = exchange.server_updates or experiment.decisions_per_round * experiment.worlds
+    screen = None
+    if exchange.screen != "none":
+        screen = SCREENS[exchange.screen](exchange.screen_threshold, exchange.screen_compared)
+    return Pool(make(replace(experiment.learning, updates=updates), experiment.rounds), screen)

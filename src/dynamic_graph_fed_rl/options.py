@@ -1,12 +1,14 @@
 """The options of each command as dataclasses: a field's docstring is its help. Imports tyro, not jax."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from dynamic_graph_fed_rl.deployment.peer_settings import PeerSettings
+from dynamic_graph_fed_rl.deployment.settings import ClientSettings, ServerSettings
 from dynamic_graph_fed_rl.experiment import Experiment
 
 Options = TypeVar("Options")
@@ -48,6 +50,50 @@ class Train:
     """Checkpoints kept."""
     checkpoint_every: int = 10
     """Rounds between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Listening(ServerSettings):
+    """Where a server listens, when its rounds close, and what it refuses."""
+
+    # a command line can be read by everybody on the machine
+    join_token: tyro.conf.Suppress[str] = ""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Be the server of a federation whose agents are processes of their own, which come by `dgfrl join`."""
+
+    settings: Settings
+    server: Listening = field(default_factory=Listening)
+    config: Path | None = None
+    """YAML file of fields of the experiment; options given beside it take precedence."""
+    state: Path | None = None
+    """Folder of what must survive a kill, and of the run; one that is there already goes on. Default:
+    runs/ENV-<n>, the next free one."""
+    join_token_file: Path | None = None
+    """File with the secret that clients must show to join; default: the environment's DGFRL_JOIN_TOKEN, or none."""
+    dev: bool = False
+    """Also start the clients, on this machine, and end when all rounds are done."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Be a client of a federation: learn here, exchange with the server at URL, until its rounds are done."""
+
+    url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
+    """Address of the server, such as http://127.0.0.1:5050."""
+    client: ClientSettings = field(default_factory=ClientSettings)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Be one of several nodes without a server: learn here and average with neighbours."""
+
+    settings: Settings
+    peer: PeerSettings = field(default_factory=PeerSettings)
+    config: Path | None = None
+    """YAML file of fields of the experiment; options given beside it take precedence."""
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,14 @@ def learn(algorithm, worlds: Worlds, rounds: Int[Array, ""]):
     return jax.tree.map(lambda leaf: leaf[0], learners), worst
 
 
-@pytest.mark.parametrize(("name", "steps"), [("td3", 1), ("sac", 1), ("sac", 2)])
-def test_it_finds_what_pays_at_once_and_a_decision_later(name, steps):
-    algorithm = MODULES[name].build(replace(LEARNING[name], steps=steps), 1)
+QUADRATIC = {"critic": "quadratic", "actor_rate_falls": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("td3", {}), ("td3", QUADRATIC), ("sac", {}), ("sac", {"steps": 2}), ("sac", QUADRATIC)]
+)
+def test_it_finds_what_pays_at_once_and_a_decision_later(name, others):
+    algorithm = MODULES[name].build(replace(LEARNING[name], **others), 150)
     environment = Aim()
     learner, worst = learn(algorithm, Worlds(environment, 16), jnp.asarray(150))
     assert np.isfinite(worst)
@@ -93,9 +98,9 @@ def test_it_finds_what_pays_at_once_and_a_decision_later(name, steps):
         first, memory, _ = algorithm.act(None, learner, algorithm.initial_memory(learner, seen), seen)
         assert first.item() == pytest.approx(0.5 * aim, abs=0.15)
         # the value of what is best, and of what is 0.7 off the aim, a decision before it costs; two rewards in a
-        # row would count what exploration cost in the second
+        # row would count what exploration cost in the second, and a parabola fits what is still being tried
         graph = remembered(networks.memory, memory, seen)
-        for off in (0.0, -0.7 * aim)[: 2 * (steps == 1)]:
+        for off in (0.0, -0.7 * aim)[: 2 * (algorithm.steps == 1 and algorithm.critic == "free")]:
             value = networks.critics[0](graph, seen, jnp.full((1, 1, 1), 0.5 * aim + off))
             expected = -0.99 * off**2
             assert learner.scale.restore(value).item() == pytest.approx(expected, abs=0.15)
@@ -150,10 +155,11 @@ def batch_of(algorithm, learner, seed: int) -> Batch:
     )
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=[("td3", "free"), ("td3", "quadratic"), ("sac", "free")], ids="-".join)
 def prepared(request):
     """An algorithm, a learner whose slow copies differ from its networks, and a batch."""
-    algorithm = MODULES[request.param].build(replace(LEARNING[request.param], memory="none"), 1)
+    name, critic = request.param
+    algorithm = MODULES[name].build(replace(LEARNING[name], critic=critic, memory="none"), 1)
     learner = algorithm.init(jax.random.key(0), SPEC, 1)
     noisy = jax.tree.map(
         lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), learner.targets
@@ -213,6 +219,25 @@ def test_targets_and_losses_against_numpy(prepared):
         np.testing.assert_allclose(loss, -(weight * value).sum(), atol=1e-6)
 
 
+def test_only_how_siblings_differ_is_learned(prepared):
+    """The loss is that of values and targets less their family's means, by NumPy; common luck changes nothing."""
+    algorithm, learner, batch = prepared
+    together = replace(algorithm, siblings=ROWS[1], value_limit=1.5)
+    graph = remembered(learner.networks.memory, batch.memory, batch.observation)
+    target = jnp.asarray(np.random.default_rng(4).normal(size=ROWS), jnp.float32)
+    loss, size = together.critic_loss(learner.networks.critics, graph, batch, target)
+
+    beside = lambda rows: (rows - rows.mean(-1, keepdims=True)) * ROWS[1] / (ROWS[1] - 1)  # noqa: E731
+    aim = np.clip(beside(np.asarray(target, np.float64)), -1.5, 1.5)
+    assert (np.abs(aim) == 1.5).any()
+    values = [np.asarray(critic(graph, batch.observation, batch.action)) for critic in learner.networks.critics]
+    errors = np.stack([beside(value) - aim for value in values])
+    np.testing.assert_allclose(loss, (np.asarray(batch.weight) * errors**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(size, np.abs(errors).mean(0), atol=1e-5)
+    lucky, _ = together.critic_loss(learner.networks.critics, graph, batch, target + jnp.array([[7.0], [-3.0]]))
+    np.testing.assert_allclose(lucky, loss, rtol=1e-5)
+
+
 def test_unusable_slots_and_padding_change_no_value(prepared):
     algorithm, learner, batch = prepared
     seen = batch.observation
@@ -232,6 +257,16 @@ def test_the_actor_and_slow_copies_follow_at_a_distance():
     same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
     assert same(learner.networks.actor, begun.networks.actor) and same(learner.targets, begun.targets)
     assert not same(learner.networks.critics, begun.networks.critics)
+
+
+def test_the_actor_settles_while_the_critics_go_on():
+    """Eight gradient steps in the one round that was planned, then a round more."""
+    algorithm = td3.build(replace(LEARNING["td3"], warm_up=64, actor_rate_falls=True), 1)
+    first, second = (learn(algorithm, Worlds(Aim(), 16), jnp.asarray(rounds))[0].networks for rounds in (1, 2))
+    begun = algorithm.init(jax.random.split(jax.random.key(1), 3)[1], Aim().spec, 16).networks
+    same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
+    assert not same(begun.actor, first.actor) and same(first.actor, second.actor)
+    assert not same(first.critics, second.critics)
 
 
 def test_nothing_is_learned_before_the_warm_up_is_over():
@@ -262,3 +297,8 @@ def test_every_setting_reaches_the_algorithm(name):
     for field, value in asdict(settings).items():
         ours = getattr(made, field)
         assert ours == value if isinstance(value, str) else float(ours) == pytest.approx(value)
+
+
+def test_siblings_must_fit_into_a_batch():
+    with pytest.raises(ValueError, match=r"batch_size 64: .* the window \(4\) times the siblings \(3\)"):
+        replace(LEARNING["td3"], window=4, siblings=3).check(worlds=6, decisions=4)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from made_up_rows import EDGES, NODES, random_rows, spec_of
 
 from dynamic_graph_fed_rl.algorithms.base import Experience
+from dynamic_graph_fed_rl.buffers.priorities import Priorities
 from dynamic_graph_fed_rl.buffers.replay import Replay, Sample
 from dynamic_graph_fed_rl.environments.base import Transition
 from dynamic_graph_fed_rl.training.checkpoint import newest, save
@@ -337,6 +338,26 @@ def test_agents_side_by_side_or_in_turn(how):
             np.testing.assert_array_equal(got[a], wanted)
 
 
+@pytest.mark.parametrize("priority", ["uniform", "td-error"])
+def test_siblings_are_drawn_together(priority):
+    """Families of two: at the same rows, next to each other, and as often as their priorities together say."""
+    replay, _ = filled(9, 3, priority)
+    if priority == "td-error":
+        # only the newest row of the second world matters
+        values = jnp.zeros_like(replay.priority.values)
+        replay = replay.prioritised_by(
+            Priorities(values.at[(replay.write - 1) % replay.capacity, 1].set(1.0), jnp.ones(()))
+        )
+    sample = replay.windows(jax.random.key(0), 24, WINDOW, WORLDS)
+    rows, worlds = np.asarray(sample.index).reshape(-1, WORLDS, 2).transpose(2, 0, 1)
+    np.testing.assert_array_equal(worlds, np.tile(np.arange(WORLDS), (len(worlds), 1)))
+    assert (rows == rows[:, :1]).all() and (rows % WINDOW == 0).all()
+    newest = int(replay.write - WINDOW) % replay.capacity
+    assert set(rows.ravel()) == {newest} if priority == "td-error" else len(set(rows.ravel())) > 2
+    kept = np.stack([replay.rows.reward[0, row : row + WINDOW] for row in rows[:, 0]], axis=1)
+    np.testing.assert_array_equal(sample.reward[:, ::WORLDS], kept)
+
+
 def test_saved_and_restored_with_the_run(tmp_path):
     replay, _ = filled(8, 2, "td-error")
     save(tmp_path, replay, 1, 1)
@@ -369,6 +390,7 @@ def test_where_memory_is_not_kept_none_is_needed():
         (lambda: filled(0, 1)[0].sample(KEY, 0), "both must be at least 1"),
         (lambda: empty().sample_temporal(KEY, 4, 13), "windows of 13 rows: longer than the 12 rows of each world"),
         (lambda: empty().windows(KEY, 4, 1), "windows of 1 rows: must be at least 2"),
+        (lambda: filled(0, 1)[0].windows(KEY, 6, WINDOW, 3), r"3 siblings: must divide the worlds \(2\)"),
         (lambda: empty().add(NEW.experience), r"needs the memories before 2 of them .* \[2, 2, ...\]"),
         (lambda: empty(transitions=4).add(NEW.experience), r"experience of 4 rows: .* the capacity \(2 rows"),
     ],

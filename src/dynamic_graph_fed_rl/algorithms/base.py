@@ -48,6 +48,10 @@ class Algorithm(eqx.Module):
         """
         return learner, experience
 
+    def skip(self, learner: PyTree) -> PyTree:
+        """The learner after a lesson in which somebody else learned for it: whatever follows a schedule moves on."""
+        return learner
+
     @abc.abstractmethod
     def learn(self, key: PRNGKeyArray, learner: PyTree, lesson: PyTree) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
         """The learner after a round, from what `recall` gave."""

@@ -5,7 +5,8 @@ A window begins where the replay kept the memory, so that what the agent remembe
 """
 
 import abc
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -80,6 +81,10 @@ class OffPolicy(Algorithm, Generic[Networks]):
     window: int = eqx.field(static=True)
     steps: int = eqx.field(static=True)
     priority: str = eqx.field(static=True)
+    value_scale: float = eqx.field(static=True)
+
+    compares: ClassVar[bool] = False
+    """Whether gradient steps see siblings together and compare them; else rewards are kept less their mean."""
 
     @abc.abstractmethod
     def networks(self, key: PRNGKeyArray, spec: Spec) -> Networks:
@@ -112,7 +117,7 @@ class OffPolicy(Algorithm, Generic[Networks]):
         """A learner without a replay, for whoever keeps its experience elsewhere."""
         networks: Any = self.networks(key, spec)
         start = self.slow(networks), self.optimisers(networks)
-        return Learner(networks, *start, None, ValueScale.initial(), jnp.zeros((), jnp.int32))
+        return Learner(networks, *start, None, ValueScale.initial(self.value_scale or 1.0), jnp.zeros((), jnp.int32))
 
     def init(self, key: PRNGKeyArray, spec: Spec, worlds: int) -> Learner:
         learner = self.fresh(key, spec)
@@ -137,19 +142,43 @@ class OffPolicy(Algorithm, Generic[Networks]):
     def with_shared(self, learner: Learner, shared: PyTree) -> Learner:
         return eqx.tree_at(lambda one: one.networks, learner, shared)
 
-    def recall(self, key: PRNGKeyArray, learner: Learner, experience: Experience) -> tuple[Learner, Lesson]:
-        """Keeps the experience and draws the windows of all gradient steps of the round from what is kept."""
+    def skip(self, learner: Learner) -> Learner:
+        return eqx.tree_at(lambda one: one.updates, learner, learner.updates + self.updates)
+
+    def recall(
+        self,
+        key: PRNGKeyArray,
+        learner: Learner,
+        experience: Experience,
+        counts: Bool[Array, "T worlds"] | None = None,
+    ) -> tuple[Learner, Lesson]:
+        """Keeps the experience and draws the windows of all gradient steps of the round from what is kept.
+
+        Rows that do not count (None: all do) only hold the observation that follows the one before.
+        """
         assert learner.replay is not None
-        reward = beside_siblings(experience.transition.reward, self.siblings)
-        experience = eqx.tree_at(lambda one: one.transition.reward, experience, reward)
-        added = learner.replay.add(experience, self._snapshots(learner.networks.memory, experience))
-        guess = ValueScale.guess(reward, experience.transition.terminated, self.discount)
-        unused = learner.updates == 0
-        scale = jax.tree.map(lambda new, old: jnp.where(unused, new, old), guess, learner.scale)
+        outcome = experience.transition
+        if counts is not None:
+            outcome = replace(
+                outcome,
+                reward=jnp.where(counts, outcome.reward, 0.0),
+                terminated=outcome.terminated & counts,
+                truncated=outcome.truncated & counts,
+            )
+        reward = beside_siblings(outcome.reward, self.siblings)
+        kept = outcome.reward if self.compares else reward
+        experience = replace(experience, transition=replace(outcome, reward=kept))
+        added = learner.replay.add(experience, self._snapshots(learner.networks.memory, experience), counts)
+        scale = learner.scale
+        if not self.value_scale:
+            guess = ValueScale.guess(reward, outcome.terminated, self.discount)
+            scale = jax.tree.map(lambda new, old: jnp.where(learner.updates == 0, new, old), guess, scale)
         count, length = self.batch_size // self.window, self.window + self.steps
-        windows = jax.vmap(lambda one: added.windows(one, count, length))(jax.random.split(key, self.updates))
-        kept = eqx.tree_at(lambda one: (one.replay, one.scale), learner, (added, scale))
-        return kept, Lesson(windows, added.size >= self.warm_up)
+        together = self.siblings if self.compares else 1
+        keys = jax.random.split(key, self.updates)
+        windows = jax.vmap(lambda one: added.windows(one, count, length, together))(keys)
+        learner = eqx.tree_at(lambda one: (one.replay, one.scale), learner, (added, scale))
+        return learner, Lesson(windows, added.size >= self.warm_up)
 
     def learn(
         self, key: PRNGKeyArray, learner: Learner, lesson: Lesson
@@ -215,17 +244,26 @@ class OffPolicy(Algorithm, Generic[Networks]):
         weight = weight / jnp.maximum(weight.sum(), 1e-6)
         return Batch(held, seen, done, taken.gain, taken.factor, following_memory, following, weight)
 
-    def descend(self, gradient: PyTree, module: PyTree, state: PyTree, received: PyTree) -> tuple[PyTree, PyTree]:
-        """A step of the optimiser: the module after it, and the optimiser's state."""
+    def descend(
+        self,
+        gradient: PyTree,
+        module: PyTree,
+        state: PyTree,
+        received: PyTree,
+        optimiser: optax.GradientTransformation | None = None,
+    ) -> tuple[PyTree, PyTree]:
+        """A step of the optimiser (None: `optimiser()`): the module after it, and the optimiser's state."""
         gradient = pulled_back(gradient, module, received, self.proximal)
-        updates, state = self.optimiser().update(gradient, state, module)
+        updates, state = (optimiser or self.optimiser()).update(gradient, state, module)
         return optax.apply_updates(module, updates), state
 
-    def begun(self, part: Any) -> PyTree:
-        """The state of an optimiser of this part of the networks."""
-        return self.optimiser().init(part)
+    def begun(self, part: Any, optimiser: optax.GradientTransformation | None = None) -> PyTree:
+        """The state of an optimiser (None: `optimiser()`) of this part of the networks."""
+        return (optimiser or self.optimiser()).init(part)
 
-    def optimiser(self) -> optax.GradientTransformation:
+    def optimiser(self, rate: optax.Schedule | None = None) -> optax.GradientTransformation:
+        """Adam on clipped gradients; None: at `learning_rate`."""
         return optax.chain(
-            optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(self.learning_rate, eps=1e-5)
+            optax.clip_by_global_norm(self.max_gradient_norm),
+            optax.adam(self.learning_rate if rate is None else rate, eps=1e-5),
         )

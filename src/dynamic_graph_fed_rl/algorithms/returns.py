@@ -129,8 +129,8 @@ class ValueScale(eqx.Module):
     spread: Float[Array, ""]
 
     @staticmethod
-    def initial() -> "ValueScale":
-        return ValueScale(jnp.zeros(()), jnp.ones(()))
+    def initial(spread: float = 1.0) -> "ValueScale":
+        return ValueScale(jnp.zeros(()), jnp.full((), spread, jnp.float32))
 
     @staticmethod
     def guess(

@@ -29,19 +29,18 @@ class SAC(ContinuousOffPolicy):
     Log-probabilities are means over the usable slots, so that the price of entropy does not grow with the graph.
     """
 
-    initial_std: float = eqx.field(static=True)
     temperature: float = eqx.field(static=True)
     target_entropy: Float[Array, ""] = eqx.field(converter=jnp.asarray)
 
     def networks(self, key: PRNGKeyArray, spec: Spec) -> ActorCritics:
-        return ActorCritics(key, spec, 2, self.width, self.layers, self.encoder, self.memory, self.temperature)
+        return self.actor_critics(key, spec, 2, self.temperature)
 
     def slow(self, networks: ActorCritics) -> PyTree:
         return networks.critics
 
     def optimisers(self, networks: ActorCritics) -> PyTree:
         critics, temperature = (networks.memory, networks.critics), networks.log_temperature
-        return self.begun(critics), self.begun(networks.actor), self.begun(temperature)
+        return self.begun(critics), self.begun(networks.actor, self.actor_optimiser()), self.begun(temperature)
 
     def policy(self, actor: SlotNetwork, graph: Graph, observation: Observation) -> SquashedGaussian:
         mean, raw = jnp.split(actor(graph, observation), 2, axis=-1)
@@ -94,7 +93,9 @@ class SAC(ContinuousOffPolicy):
         (loss, entropy), gradient = jax.value_and_grad(self.actor_loss, has_aux=True)(
             networks.actor, key, networks.critics, temperature, graph, batch
         )
-        actor, actor_state = self.descend(gradient, networks.actor, actor_state, received.actor)
+        actor, actor_state = self.descend(
+            gradient, networks.actor, actor_state, received.actor, self.actor_optimiser()
+        )
 
         # the derivative of temperature * (entropy - wanted) by the temperature's logarithm (equation 18)
         wanted = self.target_entropy * batch.action.shape[-1]
@@ -123,5 +124,5 @@ def mean_over_slots(log_prob: Float[Array, "*batch slots"], observation: Observa
 
 
 def build(settings: SACSettings, rounds: int) -> SAC:
-    """SAC from its settings."""
-    return SAC(**asdict(settings))
+    """SAC from its settings; the actor moves in every gradient step of the run."""
+    return SAC(actor_steps=float(rounds * settings.updates), **asdict(settings))

@@ -162,7 +162,7 @@ class OffPolicySettings(LearningSettings):
     batch_size: int = 256
     """Decisions that a gradient step learns from."""
     updates: int = 16
-    """Gradient steps in a round."""
+    """Gradient steps in a lesson, of which a round has one unless told otherwise."""
     replay: int = 100_000
     """Decisions kept by each agent, over all its worlds."""
     window: int = 1
@@ -177,6 +177,8 @@ class OffPolicySettings(LearningSettings):
     """Gradient steps of the critic for each of what follows it: slow copies and, in TD3, the actor."""
     priority: Literal["uniform", "td-error", "topology-change"] = "uniform"
     """What is drawn from replay more often: large errors, or what came shortly after a topology change."""
+    value_scale: float = 0.0
+    """Values are learned in units of this; the same for all who share networks. 0: as the first rewards suggest."""
 
     @property
     def gradient_steps(self) -> int:
@@ -194,6 +196,8 @@ class OffPolicySettings(LearningSettings):
                 f"warm_up {self.warm_up}: a window of {self.window} decisions and {self.steps} after it in "
                 f"{worlds} worlds need at least {needed}"
             )
+        if self.value_scale < 0:
+            raise ValueError(f"value_scale {self.value_scale}: must be at least 0")
         if self.replay < self.warm_up:
             raise ValueError(f"replay {self.replay}: must hold the warm-up ({self.warm_up}) at least")
         super().check(worlds, decisions)
@@ -205,14 +209,27 @@ class ContinuousSettings(OffPolicySettings):
 
     value_limit: float = 0.0
     """Targets are cut at this many spreads of the values, so that rare disasters do not drown the rest; 0: never."""
+    critic: Literal["free", "quadratic"] = "free"
+    """Values as any function of actions, or as a parabola of each number, at first best at 0 (Gu et al. 2016)."""
+    actor_rate_falls: bool = False
+    """Whether the actor's step size falls linearly to 0 over the run."""
+    initial_std: float = 1.0
+    """Standard deviation of actions at the start (TD3: during the warm-up; SAC: before tanh), of a range of [-1, 1];
+    the unit in which quadratic critics measure actions."""
+
+    def check(self, worlds: int, decisions: int) -> None:
+        super().check(worlds, decisions)
+        if self.batch_size % (self.window * self.siblings):
+            raise ValueError(
+                f"batch_size {self.batch_size}: must be a multiple of the window ({self.window}) times the siblings "
+                f"({self.siblings}), which are compared"
+            )
 
 
 @dataclass(frozen=True)
 class TD3Settings(ContinuousSettings):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)."""
 
-    initial_std: float = 1.0
-    """Standard deviation of actions during the warm-up, of a range of [-1, 1]."""
     exploration_std: float = 0.1
     """Standard deviation of actions after it."""
     update_delay: int = 2
@@ -227,8 +244,6 @@ class TD3Settings(ContinuousSettings):
 class SACSettings(ContinuousSettings):
     """Soft actor-critic (Haarnoja et al. 2018) with a temperature that finds itself."""
 
-    initial_std: float = 1.0
-    """Standard deviation of actions at the start, before tanh."""
     temperature: float = 0.1
     """Price of entropy at the start, in units of the values' spread."""
     target_entropy: float = -1.0

@@ -21,19 +21,18 @@ from dynamic_graph_fed_rl.models.slots import SlotNetwork
 class TD3(ContinuousOffPolicy):
     """Hyperparameters; see `TD3Settings` for what each one means."""
 
-    initial_std: float = eqx.field(static=True)
     exploration_std: Float[Array, ""] = eqx.field(converter=jnp.asarray)
     target_noise: Float[Array, ""] = eqx.field(converter=jnp.asarray)
     target_noise_limit: Float[Array, ""] = eqx.field(converter=jnp.asarray)
 
     def networks(self, key: PRNGKeyArray, spec: Spec) -> ActorCritics:
-        return ActorCritics(key, spec, 1, self.width, self.layers, self.encoder, self.memory, None)
+        return self.actor_critics(key, spec, 1)
 
     def slow(self, networks: ActorCritics) -> PyTree:
         return networks.actor, networks.critics
 
     def optimisers(self, networks: ActorCritics) -> PyTree:
-        return self.begun((networks.memory, networks.critics)), self.begun(networks.actor)
+        return self.begun((networks.memory, networks.critics)), self.begun(networks.actor, self.actor_optimiser())
 
     def explore(self, key: PRNGKeyArray, learner: Learner, memory: PyTree, observation: Observation) -> Array:
         action = self.greedy(learner.networks, memory, observation)
@@ -69,7 +68,7 @@ class TD3(ContinuousOffPolicy):
         batch: Batch,
     ) -> tuple[ActorCritics, tuple[PyTree, ...], dict[str, Float[Array, ""]]]:
         loss, gradient = jax.value_and_grad(self.actor_loss)(networks.actor, networks.critics, graph, batch)
-        actor, state = self.descend(gradient, networks.actor, states[0], received.actor)
+        actor, state = self.descend(gradient, networks.actor, states[0], received.actor, self.actor_optimiser())
         return eqx.tree_at(lambda one: one.actor, networks, actor), (state,), {"actor_loss": loss}
 
     def step(
@@ -98,5 +97,5 @@ class TD3(ContinuousOffPolicy):
 
 
 def build(settings: TD3Settings, rounds: int) -> TD3:
-    """TD3 from its settings."""
-    return TD3(**asdict(settings))
+    """TD3 from its settings; the actor moves every `update_delay` gradient steps of the run."""
+    return TD3(actor_steps=rounds * settings.updates / settings.update_delay, **asdict(settings))

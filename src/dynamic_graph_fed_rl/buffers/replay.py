@@ -207,32 +207,43 @@ class Replay(eqx.Module):
         index = (drawn.row - jnp.minimum(back, depth - 1)) % self.capacity
         return self._read(index, drawn, (back < depth) & (drawn.probability > 0), weight)
 
-    def windows(self, key: PRNGKeyArray, count: int, length: int) -> Sample:
+    def windows(self, key: PRNGKeyArray, count: int, length: int, siblings: int = 1) -> Sample:
         """Windows of `length` rows of one world that begin where memory is known, at every `window`-th row.
 
         They run on through ends of episodes and changes of topology, where memory clears itself by `first` and
         `births`; `valid` is False only for rows without a transition. A window's priority is the sum over its rows.
+        Neighbouring worlds that are `siblings` are drawn together, at the same rows and next to each other, by the
+        sum of their priorities.
 
         Raises:
-            ValueError: `length` is below `window` or above the capacity, or, outside of jit, too little is stored.
+            ValueError: `length` is below `window` or above the capacity, `siblings` divide worlds or `count` badly,
+                or, outside of jit, too little is stored.
         """
         if length < self.window:
             raise ValueError(
                 f"replay, windows of {length} rows: must be at least {self.window}, the rows of a window"
             )
         self._check_draw(count, length)
+        if self.worlds % siblings or count % siblings:
+            raise ValueError(
+                f"replay, {siblings} siblings: must divide the worlds ({self.worlds}) and the windows ({count})"
+            )
+        draws, families = count // siblings, self.worlds // siblings
         starts = jnp.maximum((self.stored - length) // self.window + 1, 0)
         oldest = self.write - self.stored
         if self.priority is None:
             place_key, world_key = jax.random.split(key)
-            place = jax.random.randint(place_key, (count,), 0, jnp.maximum(starts, 1))
-            world = jax.random.randint(world_key, (count,), 0, self.worlds)
-            drawn, weight = Drawn(place, world, jnp.ones(count)), jnp.ones(count)
+            place = jax.random.randint(place_key, (draws,), 0, jnp.maximum(starts, 1))
+            family = jax.random.randint(world_key, (draws,), 0, families)
+            drawn, weight = Drawn(place, family, jnp.ones(draws)), jnp.ones(draws)
         else:
             in_order = jnp.roll(self.priority.values, -oldest, axis=0)
             sums = jax.lax.reduce_window(in_order, 0.0, jax.lax.add, (length, 1), (self.window, 1), "valid")
-            drawn = draw(key, jnp.where(jnp.arange(len(sums))[:, None] < starts, sums, 0.0), count)
-            weight = importance_weights(drawn.probability, starts * self.worlds, self.correction)
+            sums = sums.reshape(len(sums), families, siblings).sum(-1)
+            drawn = draw(key, jnp.where(jnp.arange(len(sums))[:, None] < starts, sums, 0.0), draws)
+            weight = importance_weights(drawn.probability, starts * families, self.correction)
+        drawn, weight = jax.tree.map(lambda leaf: jnp.repeat(leaf, siblings), (drawn, weight))
+        drawn = drawn._replace(world=drawn.world * siblings + jnp.arange(count) % siblings)
         first = (oldest + drawn.row * self.window) % self.capacity
         index = (first + jnp.arange(length)[:, None]) % self.capacity
         drawn = drawn._replace(row=first)

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Environment, Observation, Transition
 from dynamic_graph_fed_rl.environments.host import HostEnvironment
@@ -36,6 +36,10 @@ class Worlds(eqx.Module):
     owners: int | None = eqx.field(static=True, default=None)
     siblings: int = eqx.field(static=True, default=1)
     """Neighbouring copies that get the same keys: they begin alike and meet the same luck."""
+    place: Int[Array, ""] | None = None
+    """Of the first of these owners among the `everybody` of a run whose other owners are elsewhere: each has the luck
+    that it would have if all were here."""
+    everybody: int | None = eqx.field(static=True, default=None)
 
     @property
     def spec(self) -> Spec:
@@ -45,11 +49,28 @@ class Worlds(eqx.Module):
     def agents(self) -> int:
         return self.spec.agents if self.owners is None else self.owners
 
+    def alone(self, place: int | Int[Array, ""]) -> "Worlds":
+        """The worlds of the owner at this place, with the luck that they have among all."""
+        environment = self.environment
+        if not isinstance(environment, HostEnvironment):
+            environment = jax.tree.map(lambda leaf: leaf[place][None] if eqx.is_array(leaf) else leaf, environment)
+        return Worlds(environment, self.copies, 1, self.siblings, jnp.asarray(place, jnp.int32), self.agents)
+
+    def agent_keys(self, key: PRNGKeyArray) -> Key[Array, " agents"]:
+        """One key an agent."""
+        return self._here(jax.random.split(key, self.everybody or self.agents))
+
     def keys(self, key: PRNGKeyArray) -> Key[Array, "*worlds"]:
         """One key a world, `[B]` or `[A, B]`; siblings share theirs."""
         families = self.copies // self.siblings
-        shape = (families,) if self.owners is None else (self.owners, families)
-        return jax.random.split(key, shape)[..., jnp.arange(self.copies) // self.siblings]
+        if self.owners is None:
+            keys = jax.random.split(key, families)
+        else:
+            keys = self._here(jax.random.split(key, (self.everybody or self.owners, families)))
+        return keys[..., jnp.arange(self.copies) // self.siblings]
+
+    def _here(self, rows: Key[Array, "everybody ..."]) -> Key[Array, "agents ..."]:
+        return rows if self.place is None else rows[self.place + jnp.arange(self.agents)]
 
     def begin(self, keys: Key[Array, "*worlds"]) -> tuple[PyTree, Observation]:
         """Fresh worlds from a key each: state and the first observation `[A, B, ...]`."""

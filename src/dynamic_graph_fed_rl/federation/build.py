@@ -22,7 +22,7 @@ from dynamic_graph_fed_rl.federation.overlay import build as build_overlay
 from dynamic_graph_fed_rl.federation.privacy import ClientLevelDP
 from dynamic_graph_fed_rl.federation.schedule import Schedule
 from dynamic_graph_fed_rl.federation.secure import SecureMean, agree, fresh_keys
-from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, FederationSettings
+from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, POOLED, FederationSettings
 
 
 def build(settings: FederationSettings, federation: str, agents: int, rounds: int = 1) -> Federation:
@@ -35,11 +35,13 @@ def build(settings: FederationSettings, federation: str, agents: int, rounds: in
         raise ValueError(f"federation '{federation}': unknown; known: {', '.join(FEDERATIONS)}")
     _refuse_contradictions(settings, federation, agents)
     attack = build_attack(settings.attack) if settings.byzantine else None
+    # where experience is pooled, the server's learner is one row more, before the agents'
+    rows = agents + (federation in POOLED)
     return Federation(
-        method=_method(settings, federation, agents, rounds),
-        schedule=_schedule(settings, agents),
-        weights=_per_agent("agent_weights", settings.agent_weights, agents, 1.0),
-        byzantine=jnp.arange(agents) >= agents - settings.byzantine,
+        method=_method(settings, federation, rows, rounds),
+        schedule=_schedule(settings, agents, rows),
+        weights=_weights(settings, federation, agents),
+        byzantine=jnp.arange(rows) >= rows - settings.byzantine,
         staleness_power=jnp.asarray(settings.staleness_power),
         attack=attack,
     )
@@ -131,19 +133,39 @@ def _optimiser(settings: FederationSettings, rounds: int) -> optax.GradientTrans
     return None if constant and rate == 1.0 else optax.sgd(course)
 
 
-def _schedule(settings: FederationSettings, agents: int) -> Schedule:
+def _weights(settings: FederationSettings, federation: str, agents: int) -> Array:
+    """How much each row's update counts."""
+    weights = _per_agent("agent_weights", settings.agent_weights, agents, 1.0)
+    if federation not in POOLED:
+        return weights
+    if not 0 < settings.server_share < 1:
+        raise ValueError(f"server_share {settings.server_share}: must be above 0 and below 1")
+    if federation == "shared":
+        return jnp.concatenate([jnp.ones(1), jnp.zeros(agents)])
+    server = weights.sum() * settings.server_share / (1 - settings.server_share)
+    return jnp.concatenate([server[None], weights])
+
+
+def _schedule(settings: FederationSettings, agents: int, rows: int) -> Schedule:
     if not 0.0 <= settings.dropout < 1.0:
         raise ValueError(f"dropout {settings.dropout}: must be a share below 1")
     if settings.absence_rounds < 1.0:
         raise ValueError(f"absence_rounds {settings.absence_rounds}: an absence lasts at least 1 round")
     if settings.step_times and min(settings.step_times) < 1.0:
         raise ValueError(f"step_times {list(settings.step_times)}: a round of learning takes at least 1 tick")
+
+    def to_rows(name: str, default: float | int) -> Array:
+        """One for each agent, after the default for a row that is none: a server is always there."""
+        each = _per_agent(name, getattr(settings, name), agents, default)
+        return jnp.concatenate([jnp.full(rows - agents, default, each.dtype), each])
+
+    never = np.iinfo(np.int32).max
     return Schedule(
-        _per_agent("step_times", settings.step_times, agents, 1.0),
-        jnp.asarray(settings.dropout),
+        to_rows("step_times", 1.0),
+        jnp.concatenate([jnp.zeros(rows - agents), jnp.full(agents, settings.dropout)]),
         jnp.asarray(settings.absence_rounds),
-        _per_agent("joins", settings.joins, agents, 0).astype(jnp.int32),
-        _per_agent("leaves", settings.leaves, agents, np.iinfo(np.int32).max).astype(jnp.int32),
+        to_rows("joins", 0).astype(jnp.int32),
+        to_rows("leaves", never).astype(jnp.int32),
         settings.schedule == "asynchronous",
         not (settings.dropout or settings.joins or settings.leaves or settings.step_times),
     )

@@ -201,8 +201,9 @@ class Hierarchy(Method[tuple[LevelState, ...]]):
         states, reports = list(state), []
         due = [(tick + 1) % level.clock == 0 for level in self.levels]
         keys = jax.random.split(key, (2, len(self.levels)))
-        sends, weights = plan.active & due[0], plan.weights
-        listens = [sends]
+        weights, listens = plan.weights, [plan.active & due[0]]
+        # what counts for nothing need not be sent
+        sends = listens[0] & (weights > 0)
         for i, level in enumerate(self.levels):
             states[i], report = level.up(keys[0, i], states[i], updates, sends, weights)
             reports.append(report)

@@ -34,7 +34,7 @@ class Schedule(eqx.Module):
     """
 
     step_time: Float[Array, " agents"]
-    dropout: Float[Array, ""]
+    dropout: Float[Array, " agents"]
     absence: Float[Array, ""]
     joins: Int[Array, " agents"]
     leaves: Int[Array, " agents"]

@@ -9,9 +9,14 @@ FEDERATIONS = {
     "server": "a server aggregates the agents' updates and sends its model to those that took part",
     "tree": "servers of servers: each level aggregates on a clock of its own",
     "gossip": "no server: each agent aggregates what the neighbours that the overlay gives it hold",
+    "shared": "agents send their experience to a server, whose learner learns for all of them",
+    "hybrid": "agents and the server's learner learn, from their own and from all experience, and are averaged",
     "independent": "agents keep what they learn to themselves",
     "centralised": "one learner sees and controls the whole network (no federation; for comparison)",
 }
+
+POOLED = ("shared", "hybrid")
+"""Federations in which experience leaves the agents."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ class FederationSettings(AggregatorSettings):
     """Step size of the server's optimiser."""
     server_rate_schedule: Literal["constant", "cosine"] = "constant"
     """Course of that step size over the run."""
+    server_updates: int = 0
+    """Gradient steps a round of a server's learner from pooled experience; 0: one for each decision of an agent."""
+    server_share: float = 0.5
+    """Weight of a server's learner in the hybrid mean, of 1 for it and the agents together."""
+    screen: Literal["none", "mean-distance", "nearest"] = "none"
+    """Which experience a server's learner keeps: all, or what lies far from what it has."""
+    screen_threshold: float = 0.15
+    """Distance from which the screen lets experience pass."""
+    screen_compared: int = 32
+    """Kept observations, drawn at random, that the screen compares with."""
     schedule: Literal["synchronous", "asynchronous"] = "synchronous"
     """Wait for the slowest agent, or take each update when it is ready, on a virtual clock."""
     step_times: tuple[float, ...] = ()

@@ -11,7 +11,7 @@ from dynamic_graph_fed_rl.graph import Graph, masked_mean
 from dynamic_graph_fed_rl.models.build import build_encoder
 from dynamic_graph_fed_rl.models.layers import Affine, LayerNorm, Perceptron
 from dynamic_graph_fed_rl.models.message_passing import Encoder
-from dynamic_graph_fed_rl.models.slots import at_nodes, at_slots
+from dynamic_graph_fed_rl.models.slots import SlotNetwork, at_nodes, at_slots
 
 
 class ActionCritic(eqx.Module):
@@ -47,3 +47,31 @@ class ActionCritic(eqx.Module):
         pooled = jnp.concatenate([masked_mean(hidden, graph.node_mask), graph.globals], axis=-1)
         each = self.slot(jnp.concatenate([at_slots(hidden, graph, observation), action], axis=-1))
         return (self.whole(pooled) + masked_mean(each, usable))[..., 0]
+
+
+class QuadraticCritic(eqx.Module):
+    """Q of a continuous action in every slot, a parabola of every number of it that opens downwards.
+
+    The normalised advantage function (Gu et al. 2016, equation 2) with a diagonal matrix, around no action at all:
+    the mean over slots of `v + slope . x - curvature . x^2 / 2`, with `x` the action in units of `reach`, the size
+    of the actions that are tried. Slopes begin near 0: doing nothing is best until the rewards say otherwise, and
+    an actor that follows a critic which knows nothing yet stays where it is.
+    """
+
+    slots: SlotNetwork
+    size: int = eqx.field(static=True)
+    reach: float = eqx.field(static=True)
+
+    def __init__(
+        self, key: PRNGKeyArray, node_features: int, spec: Spec, width: int, layers: int, encoder: str, reach: float
+    ):
+        self.slots = SlotNetwork(key, node_features, spec, 1 + 2 * spec.action_size, width, layers, encoder)
+        self.size, self.reach = spec.action_size, reach
+
+    def __call__(
+        self, graph: Graph, observation: Observation, action: Float[Array, "*batch slots size"]
+    ) -> Float[Array, "*batch"]:
+        value, slope, bend = jnp.split(self.slots(graph, observation), (1, 1 + self.size), axis=-1)
+        x = action / self.reach
+        parabola = (slope * x - 0.5 * jax.nn.softplus(bend) * x**2).sum(-1, keepdims=True)
+        return masked_mean(value + parabola, observation.action_mask)[..., 0]

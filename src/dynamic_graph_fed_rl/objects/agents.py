@@ -290,7 +290,7 @@ class OffPolicyAgent(GraphAgent):
         return float(learning.update_critics(self.algorithm, key, self.learner, self._received, batch)[1])
 
     def _checked(self, settings: OffPolicySettings) -> OffPolicySettings:
-        for name in ("siblings", "updates", "warm_up"):
+        for name in ("siblings", "updates", "warm_up", "actor_rate_falls"):
             if getattr(settings, name) != getattr(self.settings_class(), name):
                 raise ValueError(f"{self.name}, {name}: is for whole rounds; here the loop is yours")
         # what a loop of one's own does not have, as small as can be

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dynamic_graph_fed_rl.training.site import InTurn
 from dynamic_graph_fed_rl.training.trainer import Group, Trainer, Training
 
 AXIS = "agents"
@@ -96,17 +97,17 @@ def over_devices(trainer: Trainer, devices: int) -> Trainer | Spread:
     return spread(trainer, agent_mesh(devices))
 
 
-def begin(trainer: Trainer | Spread, training: Training) -> Training:
+def begin(trainer: Trainer | Spread | InTurn, training: Training) -> Training:
     """Process 0's state, where rounds of this trainer want it."""
     return trainer.place(the_same_everywhere(training)) if isinstance(trainer, Spread) else training
 
 
-def whole(trainer: Trainer | Spread, training: Training) -> Training:
+def whole(trainer: Trainer | Spread | InTurn, training: Training) -> Training:
     """The state on one device, wherever its agents were; every process must ask for it."""
     return trainer.whole(training) if isinstance(trainer, Spread) else training
 
 
-def end(trainer: Trainer | Spread, training: Training) -> Training:
+def end(trainer: Trainer | Spread | InTurn, training: Training) -> Training:
     """The whole state; from here on each process is alone."""
     training = whole(trainer, training)
     if jax.process_count() > 1:
@@ -155,8 +156,8 @@ def _placed(tree: Tree, trainer: Trainer, mesh: Mesh, put: Callable[[Any, NamedS
 def _has_rows(path: tuple, leaf: Any, trainer: Trainer) -> bool:
     """Whether the leaf at this path of a `Training` or a `Trainer` has a row for each agent."""
     part = path[0].name
-    if leaf.size == 0 or part in ("key", "round"):
-        # the compiler leaves empty arrays whole
+    if leaf.size == 0 or part in ("key", "round", "server", "pool"):
+        # the compiler leaves empty arrays whole; what belongs to no agent is everywhere
         return False
     if part == "learners":
         return True

@@ -96,8 +96,10 @@ class Display:
             value = row[f"cost/{column.name}"]
             unit = "" if column.unit == "1" else f" {column.unit}"
             parts.append(f"{column.name} {np.nan if value is None else value:.3g}{unit}")
-        if row["federation/rejected"]:
+        if row.get("federation/rejected"):
             parts.append(f"rejected updates {row['federation/rejected']:.0f}")
         if "federation/epsilon" in row:
             parts.append(f"epsilon {row['federation/epsilon']:.3g}")
+        if row.get("away"):
+            parts.append(f"without the server, {row['queued']} uploads waiting")
         return "  ".join(parts)

@@ -64,7 +64,7 @@ def collect(
 
     def decide(actors: Actors, row_key: PRNGKeyArray) -> tuple[Actors, tuple]:
         act_key, step_key, random_key = jax.random.split(row_key, 3)
-        keys = jax.random.split(act_key, worlds.agents)
+        keys = worlds.agent_keys(act_key)
         action, memory, extras = act(keys, learners, actors.memory, actors.observation)
         if acts_randomly is not None:
             random = _random_action(random_key, action, actors.observation)

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from dynamic_graph_fed_rl.experiment import Experiment, from_yaml, to_yaml
 from dynamic_graph_fed_rl.training import checkpoint
 from dynamic_graph_fed_rl.training.placement import Spread, whole
+from dynamic_graph_fed_rl.training.site import InTurn
 from dynamic_graph_fed_rl.training.trainer import Trainer, Training
 
 RUN_FORMAT = 2
@@ -174,8 +175,8 @@ def row_of(rounds: int, steps_before: int, metrics: Mapping[str, Any], seconds: 
     steps = int(metrics["world_steps"])
     row: dict[str, Any] = {"round": rounds, "env_steps": steps_before + steps}
     row["return"] = _plain(metrics["reward"])
-    for group in ("cost", "learning", "federation", "world"):
-        row |= {f"{group}/{name}": _plain(value) for name, value in metrics[group].items()}
+    for group in ("cost", "learning", "server", "federation", "world"):
+        row |= {f"{group}/{name}": _plain(value) for name, value in metrics.get(group, {}).items()}
     for name in ("terminated", "ended"):
         row[name] = _plain(metrics[name])
     row["round_seconds"] = seconds
@@ -200,7 +201,7 @@ def _plain(value: Any) -> Any:
 
 def learn(
     run: RunFolder,
-    trainer: Trainer | Spread,
+    trainer: Trainer | Spread | InTurn,
     training: Training,
     rounds: int,
     checkpoint_every: int,
@@ -245,7 +246,7 @@ def learn(
 
 
 def take_part(
-    trainer: Trainer | Spread,
+    trainer: Trainer | Spread | InTurn,
     training: Training,
     rounds: int,
     checkpoint_every: int,

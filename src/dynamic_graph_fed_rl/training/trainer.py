@@ -3,25 +3,26 @@
 A round is one jitted call. `run_round` is pure; everything that touches files is in `runs.py`.
 """
 
-from itertools import accumulate
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
-from dynamic_graph_fed_rl.algorithms.base import Algorithm
+from dynamic_graph_fed_rl.algorithms.base import Algorithm, Experience
 from dynamic_graph_fed_rl.environments.worlds import Worlds, select
 from dynamic_graph_fed_rl.federation.federation import Federation, FederationState
 from dynamic_graph_fed_rl.federation.sharing import Chosen, everything, from_vectors, to_vectors
+from dynamic_graph_fed_rl.training.pooling import Pool
 from dynamic_graph_fed_rl.training.rollout import Actors, AgentMap, collect, start, study
 
 
 class Training(eqx.Module):
     """All that a run is made of between two rounds: save it, and the run can go on from it bit for bit.
 
-    `learners` and `actors` have one entry a group.
+    `learners` and `actors` have one entry a group; `server` is the learner of pooled experience, if there is one.
     """
 
     key: PRNGKeyArray
@@ -29,13 +30,58 @@ class Training(eqx.Module):
     learners: tuple[PyTree, ...]
     actors: tuple[Actors, ...]
     federation: FederationState
+    server: PyTree = None
 
 
 class Group(eqx.Module):
-    """Agents of equal spec, how they learn, and the worlds that they share or that each of them has."""
+    """Agents of equal spec, how they learn, and the worlds that they share or that each of them has.
+
+    A round has `lessons`: times at which the agents stop acting to learn. Where they do not learn (`learns`),
+    somebody else does so for them.
+    """
 
     algorithm: Algorithm
     worlds: Worlds
+    lessons: int = eqx.field(static=True, default=1)
+    learns: bool = eqx.field(static=True, default=True)
+
+    def init(self, learner_key: PRNGKeyArray, world_key: PRNGKeyArray) -> tuple[PyTree, Actors]:
+        """Learners, all alike, and where they begin to act."""
+        learner = self.algorithm.init(learner_key, self.worlds.spec, self.worlds.copies)
+        alike = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.worlds.agents, axis=0), learner)
+        return alike, start(world_key, self.algorithm, self.worlds, alike)
+
+    def work(
+        self,
+        key: PRNGKeyArray,
+        learners: PyTree,
+        actors: Actors,
+        decisions: int,
+        how: AgentMap = "vmap",
+        random: Bool[Array, " agents"] | None = None,
+    ) -> "Worked":
+        """A round's lessons: act, then learn from it, each time."""
+
+        def lesson(before: tuple[PyTree, Actors], lesson_key: PRNGKeyArray) -> tuple[tuple[PyTree, Actors], tuple]:
+            learners, actors = before
+            act_key, learn_key = jax.random.split(lesson_key)
+            moved, experience, world = collect(
+                act_key, self.algorithm, self.worlds, learners, actors, decisions // self.lessons, random
+            )
+            if self.learns:
+                keys = self.worlds.agent_keys(learn_key)
+                learned, figures = study(keys, self.algorithm, learners, experience, how)
+            else:
+                learned, figures = jax.vmap(self.algorithm.skip)(learners), {}
+            return (learned, moved), (experience, world, figures)
+
+        if self.lessons == 1:
+            (learned, moved), outcome = lesson((learners, actors), key)
+            return Worked(learned, moved, *outcome)
+        keys = jax.random.split(key, self.lessons)
+        (learned, moved), (experience, world, figures) = jax.lax.scan(lesson, (learners, actors), keys)
+        figures = jax.tree.map(lambda one: one.mean(0), figures)
+        return Worked(learned, moved, _in_a_row(experience), _flat(world), figures)
 
     def world_steps(self, active: Bool[Array, " agents"], decisions: int) -> Int[Array, ""]:
         """World steps of a round: never multiplied by the number of agents that share a world."""
@@ -43,10 +89,37 @@ class Group(eqx.Module):
         return jnp.asarray(per_world) if self.worlds.owners is None else active.sum() * per_world
 
 
+class RoundKeys(NamedTuple):
+    """Randomness of a round's parts, and the key that the next one begins with."""
+
+    next: PRNGKeyArray
+    plan: PRNGKeyArray
+    work: PRNGKeyArray
+    exchange: PRNGKeyArray
+
+
+def keys_of_round(key: PRNGKeyArray) -> RoundKeys:
+    return RoundKeys(*jax.random.split(key, 4))
+
+
+class Worked(NamedTuple):
+    """A group after its lessons; what it experienced in them `[A, T, B, ...]`, the environment's metrics `[T, ...]`,
+    and the figures of learning `[A]`."""
+
+    learners: PyTree
+    actors: Actors
+    experience: Experience
+    world: dict[str, Array]
+    learning: dict[str, Array]
+
+
 class Trainer(eqx.Module):
     """Groups of agents, A in all, that learn in their worlds and exchange what `share` chooses by name.
 
     Between groups, what is chosen must have the same names and shapes: a graph network over grids of any size has.
+    With a `pool`, a server learns from the experience of the one group's agents; its parameters are the first row
+    of what the federation sees, the agents' follow. `keep_scores` adds the environment's metrics of every decision
+    to those of the round.
     """
 
     groups: tuple[Group, ...]
@@ -54,6 +127,8 @@ class Trainer(eqx.Module):
     decisions_per_round: int = eqx.field(static=True)
     agent_map: AgentMap = eqx.field(static=True, default="vmap")
     share: Chosen = eqx.field(static=True, default=everything)
+    pool: Pool | None = None
+    keep_scores: bool = eqx.field(static=True, default=False)
 
     @property
     def agents(self) -> int:
@@ -63,27 +138,29 @@ class Trainer(eqx.Module):
     def init(self, key: PRNGKeyArray) -> Training:
         """All agents start from the same parameters."""
         key, learner_key, world_key = jax.random.split(key, 3)
-        learners, actors = [], []
-        for group, group_key in zip(self.groups, jax.random.split(world_key, len(self.groups)), strict=True):
-            learner = group.algorithm.init(learner_key, group.worlds.spec, group.worlds.copies)
-            alike = jax.tree.map(lambda leaf, a=group.worlds.agents: jnp.repeat(leaf[None], a, axis=0), learner)
-            learners.append(alike)
-            actors.append(start(group_key, group.algorithm, group.worlds, alike))
-        federation = self.federation.init(to_vectors(self._shared(learners), self.share))
-        return Training(key, jnp.zeros((), jnp.int32), tuple(learners), tuple(actors), federation)
+        keys = jax.random.split(world_key, len(self.groups))
+        begun = [group.init(learner_key, one) for group, one in zip(self.groups, keys, strict=True)]
+        learners, actors = zip(*begun, strict=True)
+        server = None
+        if self.pool is not None:
+            worlds = self.groups[0].worlds
+            server = self.pool.init(learner_key, worlds.spec, worlds.agents * worlds.copies)
+        federation = self.federation.init(to_vectors(self._shared(server, learners), self.share))
+        return Training(key, jnp.zeros((), jnp.int32), learners, actors, federation, server)
 
     @eqx.filter_jit(donate="all-except-first")
     def run_round(self, training: Training) -> tuple[Training, dict[str, Any]]:
         """Plan, act, learn, exchange; metrics are means over the round, those of learning `[A]`."""
-        key, plan_key, work_key, exchange_key = jax.random.split(training.key, 4)
-        federation, plan = self.federation.plan(plan_key, training.federation)
+        keys = keys_of_round(training.key)
+        federation, plan = self.federation.plan(keys.plan, training.federation)
 
-        learners, actors, metrics = [], [], []
-        ends = list(accumulate(group.worlds.agents for group in self.groups))
+        learners, actors, metrics, experience = [], [], [], None
+        first = 0 if self.pool is None else 1
         for i, group in enumerate(self.groups):
-            own = slice(ends[i] - group.worlds.agents, ends[i])
-            learned, moved, row = self._work(
-                jax.random.fold_in(work_key, i),
+            own = slice(first, first + group.worlds.agents)
+            first = own.stop
+            learned, moved, row, experience = self._work(
+                jax.random.fold_in(keys.work, i),
                 group,
                 training.learners[i],
                 training.actors[i],
@@ -93,18 +170,24 @@ class Trainer(eqx.Module):
             learners.append(learned)
             actors.append(moved)
             metrics.append(row)
+        together = _together(metrics)
 
-        shared = self._shared(learners)
+        server = training.server
+        if self.pool is not None:
+            pool_key = jax.random.fold_in(keys.work, len(self.groups))
+            server, together["server"] = self.pool.study(pool_key, server, experience, plan.active[1:])
+        shared = self._shared(server, learners)
         vectors = to_vectors(shared, self.share)
-        federation, vectors, report = self.federation.exchange(exchange_key, federation, vectors, plan)
+        federation, vectors, report = self.federation.exchange(keys.exchange, federation, vectors, plan)
+        received = from_vectors(vectors, shared, self.share)
+        if self.pool is not None:
+            server = self.pool.algorithm.with_shared(server, jax.tree.map(lambda leaf: leaf[0], received.pop(0)))
         learners = [
             jax.vmap(group.algorithm.with_shared)(learner, part)
-            for group, learner, part in zip(
-                self.groups, learners, from_vectors(vectors, shared, self.share), strict=True
-            )
+            for group, learner, part in zip(self.groups, learners, received, strict=True)
         ]
-        after = Training(key, training.round + 1, tuple(learners), tuple(actors), federation)
-        return after, _together(metrics) | {"federation": report}
+        after = Training(keys.next, training.round + 1, tuple(learners), tuple(actors), federation, server)
+        return after, together | {"federation": report}
 
     def _work(
         self,
@@ -114,40 +197,57 @@ class Trainer(eqx.Module):
         actors: Actors,
         active: Bool[Array, " agents"],
         own: slice,
-    ) -> tuple[PyTree, Actors, dict[str, Any]]:
+    ) -> tuple[PyTree, Actors, dict[str, Any], Experience]:
         """A group acts and learns; whoever is not active keeps its learner and, if it has its own, its worlds."""
-        act_key, learn_key = jax.random.split(key)
-        worlds, random = group.worlds, self.federation.acts_randomly
-        moved, experience, world_metrics = collect(
-            act_key,
-            group.algorithm,
-            worlds,
-            learners,
-            actors,
-            self.decisions_per_round,
-            None if random is None else random[own],
+        random = self.federation.acts_randomly
+        worked = group.work(
+            key, learners, actors, self.decisions_per_round, self.agent_map, None if random is None else random[own]
         )
-        keys = jax.random.split(learn_key, worlds.agents)
-        learned, learning = study(keys, group.algorithm, learners, experience, self.agent_map)
-        if worlds.owners is not None and not self.federation.always:
-            moved = select(active, moved, actors)
-        transition = experience.transition
-        costs = {column.name: transition.cost[..., i].mean() for i, column in enumerate(worlds.spec.costs)}
-        metrics = {
-            "reward": transition.reward.mean((1, 2)),
-            "cost": costs,
-            "terminated": transition.terminated.sum((1, 2)),
-            "ended": (transition.terminated | transition.truncated).sum((1, 2)),
-            "world_steps": group.world_steps(active, self.decisions_per_round),
-            "world": jax.tree.map(jnp.mean, world_metrics),
-            "learning": learning,
-        }
-        return learned if self.federation.always else select(active, learned, learners), moved, metrics
+        learned, moved = worked.learners, worked.actors
+        if not self.federation.always:
+            learned = select(active, learned, learners)
+            moved = moved if group.worlds.owners is None else select(active, moved, actors)
+        steps = group.world_steps(active, self.decisions_per_round)
+        return learned, moved, measured(group, worked, self.keep_scores) | {"world_steps": steps}, worked.experience
 
-    def _shared(self, learners: list[PyTree]) -> list[PyTree]:
-        return [
+    def _shared(self, server: PyTree, learners: Sequence[PyTree]) -> list[PyTree]:
+        agents = [
             jax.vmap(group.algorithm.shared)(learner) for group, learner in zip(self.groups, learners, strict=True)
         ]
+        if self.pool is None:
+            return agents
+        return [jax.tree.map(lambda leaf: leaf[None], self.pool.algorithm.shared(server)), *agents]
+
+
+def measured(group: Group, worked: Worked, keep_scores: bool = False) -> dict[str, Any]:
+    """Figures of a round's work: means, counts, and of learning an entry an agent."""
+    transition = worked.experience.transition
+    ended = transition.terminated | transition.truncated
+    metrics = {
+        "reward": transition.reward.mean((1, 2)),
+        "cost": {column.name: transition.cost[..., i].mean() for i, column in enumerate(group.worlds.spec.costs)},
+        "terminated": transition.terminated.sum((1, 2)),
+        "ended": ended.sum((1, 2)),
+        "world": jax.tree.map(jnp.mean, worked.world),
+        "learning": worked.learning,
+    }
+    return metrics | ({"scores": worked.world | {"ended": ended}} if keep_scores else {})
+
+
+def _in_a_row(lessons: Experience) -> Experience:
+    """Experience of one lesson after the other, `[lessons, A, T, B, ...]`, as that of a single longer one."""
+
+    def joined(leaf: Array) -> Array:
+        by_agent = jnp.moveaxis(leaf, 0, 1)
+        return by_agent.reshape(leaf.shape[1], leaf.shape[0] * leaf.shape[2], *leaf.shape[3:])
+
+    rows = (lessons.observation, lessons.action, lessons.transition, lessons.extras)
+    return Experience(jax.tree.map(lambda leaf: leaf[0], lessons.memory), *jax.tree.map(joined, rows))
+
+
+def _flat(rows: PyTree) -> PyTree:
+    """`[lessons, T, ...]` to `[lessons * T, ...]`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]), rows)
 
 
 def _together(groups: list[dict[str, Any]]) -> dict[str, Any]:
