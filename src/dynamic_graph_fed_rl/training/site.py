@@ -56,8 +56,9 @@ class Told(eqx.Module):
     def absent(self, last: Observation) -> "Told":
         """As many rows in which nothing but `last` was seen."""
         seen = jax.tree.map(lambda leaf, one: jnp.broadcast_to(one, leaf.shape), self.observation, last)
-        nothing = jax.tree.map(jnp.zeros_like, (self.action, self.reward, self.terminated, self.truncated))
-        return Told(self.memory, seen, *nothing, last)
+        action, reward = jnp.zeros_like(self.action), jnp.zeros_like(self.reward)
+        never = jnp.zeros_like(self.terminated)
+        return Told(self.memory, seen, action, reward, never, never, last)
 
 
 class SiteState(eqx.Module):
@@ -212,7 +213,7 @@ class Server(eqx.Module):
         keys = keys_of_round(state.key)
         federation, plan = self.federation.plan(keys.plan, state.federation)
         rows, server, last, figures = jnp.where(arrived[:, None], own, state.held), state.server, state.last, {}
-        if self.pool is not None and told is not None:
+        if self.pool is not None and told is not None and last is not None:
             filled = select(there, told, jax.vmap(Told.absent)(told, last))
             pool_key = jax.random.fold_in(keys.work, 1)
             experience = jax.vmap(Told.experience)(filled)

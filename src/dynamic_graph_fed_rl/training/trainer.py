@@ -174,6 +174,7 @@ class Trainer(eqx.Module):
 
         server = training.server
         if self.pool is not None:
+            assert experience is not None
             pool_key = jax.random.fold_in(keys.work, len(self.groups))
             server, together["server"] = self.pool.study(pool_key, server, experience, plan.active[1:])
         shared = self._shared(server, learners)
