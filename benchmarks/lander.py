@@ -31,16 +31,14 @@ class Setting:
     stretch: dict[str, float] = field(default_factory=dict)
 
 
-# server: parameters only, their mean every 2,000 decisions; pooled experience travels every 500
-_SERVER = {"federation": "server", "clocks": (4,)}
 _STRETCH = {"episodes": 140.0, "steps": 50_000.0, "greedy": 270.0}
 MODES = {
     "shared-5": Setting({"federation": "shared", "agents": 5}, 180, 70_000, 240, _STRETCH),
     "hybrid-5": Setting({"federation": "hybrid", "agents": 5}, 180, 70_000, 240, _STRETCH),
-    "server-5": Setting(_SERVER | {"agents": 5}, 190),
+    "server-5": Setting({"federation": "server", "agents": 5}, 190),
     "shared-3": Setting({"federation": "shared", "agents": 3}, 220),
     "hybrid-3": Setting({"federation": "hybrid", "agents": 3}, 220),
-    "server-3": Setting(_SERVER | {"agents": 3}),
+    "server-3": Setting({"federation": "server", "agents": 3}),
     "independent-1": Setting({"federation": "independent", "agents": 1}),
 }
 # one at a time, from hybrid-5
