@@ -19,7 +19,7 @@ def schedule(times=TIMES, **changes) -> Schedule:
     """Everybody, always, each in its own time."""
     agents, never = len(times), jnp.iinfo(jnp.int32).max
     plain = Schedule(
-        jnp.asarray(times), jnp.zeros(()), jnp.ones(()), jnp.zeros(agents, jnp.int32), jnp.full(agents, never)
+        jnp.asarray(times), jnp.zeros(agents), jnp.ones(()), jnp.zeros(agents, jnp.int32), jnp.full(agents, never)
     )
     return replace(plain, **changes)
 
@@ -56,7 +56,7 @@ def test_equal_clocks_make_no_difference():
 
 @pytest.mark.parametrize("absence", [1.0, 5.0])
 def test_absences_have_their_share_and_their_length(absence):
-    one = schedule([1.0] * 50, dropout=jnp.asarray(0.2), absence=jnp.asarray(absence))
+    one = schedule([1.0] * 50, dropout=jnp.full(50, 0.2), absence=jnp.asarray(absence))
     works = np.asarray(who_works(one, 2000))[100:]
     assert (~works).mean() == pytest.approx(0.2, abs=0.01)
     ended = (~works[:-1]) & works[1:]
