@@ -296,7 +296,7 @@ def test_every_setting_reaches_the_algorithm(name):
     made = MODULES[name].build(settings, 7)
     for field, value in asdict(settings).items():
         ours = getattr(made, field)
-        assert ours == value if isinstance(value, str) else float(ours) == pytest.approx(value)
+        assert ours == value if isinstance(value, str | bool) else float(ours) == pytest.approx(value)
 
 
 def test_siblings_must_fit_into_a_batch():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dynamic_graph_fed_rl.federation.build import build
-from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, FederationSettings
+from dynamic_graph_fed_rl.federation.settings import FEDERATIONS, POOLED, FederationSettings
 
 # federation, settings, what the message must say
 REFUSED = [
@@ -43,7 +43,8 @@ def test_refused(federation, settings, message):
 
 @pytest.mark.parametrize("federation", FEDERATIONS)
 def test_defaults_of_every_federation(federation):
-    assert build(FederationSettings(), federation, 8).agents == 8
+    # a server's learner is one more, where experience is pooled
+    assert build(FederationSettings(), federation, 8).agents == 8 + (federation in POOLED)
 
 
 def test_a_disconnected_overlay_is_refused_with_its_parts_or_accepted_by_name(tmp_path):
