@@ -1,0 +1,122 @@
+"""From a user's settings to the environments and baselines of a city."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from dynamic_graph_fed_rl.environments.domain import Domain
+from dynamic_graph_fed_rl.environments.traffic.baselines import BASELINE_HELP, baselines
+from dynamic_graph_fed_rl.environments.traffic.constants import demand_constants, road_constants
+from dynamic_graph_fed_rl.environments.traffic.demand import read_demand, routed
+from dynamic_graph_fed_rl.environments.traffic.environment import Traffic
+from dynamic_graph_fed_rl.environments.traffic.generate import generated
+from dynamic_graph_fed_rl.environments.traffic.joining import read_network
+from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network, districts
+from dynamic_graph_fed_rl.environments.traffic.observation import traffic_view
+from dynamic_graph_fed_rl.environments.traffic.scenarios import SCENARIO_HELP, stack_scenarios
+from dynamic_graph_fed_rl.environments.traffic.sensing import signal_constants
+from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
+from dynamic_graph_fed_rl.environments.traffic.sumo_files import installed_begin_s, installed_files
+
+
+def load(settings: TrafficSettings) -> tuple[Network, Demand]:
+    """The network and its demand.
+
+    Raises:
+        ValueError: unknown network, a file that is not there or does not fit, as the readers say.
+    """
+    if (settings.net is None) != (settings.routes is None):
+        raise ValueError(
+            "net and routes: a network of one's own needs both, --net city.net.xml --routes city.rou.xml"
+        )
+    if settings.net is None and settings.network in ("grid", "city"):
+        return generated(settings.network, settings.signals, settings.load, settings.duration_s, settings.layout_seed)
+    net, routes = (
+        installed_files(settings.network)
+        if settings.net is None or settings.routes is None
+        else (Path(settings.net), Path(settings.routes))
+    )
+    begin_s = installed_begin_s(routes) if settings.begin_s is None else settings.begin_s
+    network = read_network(net)
+    return network, read_demand(network, routed(net, routes), begin_s or 0.0, settings.duration_s)
+
+
+def build_traffic(
+    settings: TrafficSettings, network: Network, demand: Demand, agents: int, training: bool
+) -> Traffic:
+    """One environment that mixes the scenarios of the settings.
+
+    In training, episodes are short, start anywhere in the hour and vary in demand.
+
+    Raises:
+        ValueError: settings that cannot be, by name.
+    """
+    roads = road_constants(network, settings.dt_s)
+    signals = signal_constants(network)
+    district = districts(network.signal_xy_m, agents)
+    whose = link_districts(network, district) == np.arange(agents)[:, None]
+    length_s = min(settings.training_s, demand.duration_s) if training else demand.duration_s
+    real = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    return Traffic(
+        roads=roads,
+        demand=demand_constants(network, demand),
+        view=traffic_view(network, signals, district, settings.radius, settings.min_green_s),
+        kinds=stack_scenarios(settings.scenarios, settings.training_demand if training else (1.0, 1.0)),
+        link_district=jnp.asarray(whose),
+        movement_district=jnp.asarray(whose[:, network.movement_from]),
+        district_signals=real(np.bincount(district, minlength=agents)),
+        min_green_s=real(settings.min_green_s),
+        yellow_s=real(settings.yellow_s),
+        latest_start_s=real(demand.duration_s - length_s),
+        decision_steps=round(settings.decision_s / settings.dt_s),
+        episode_decisions=int(length_s / settings.decision_s),
+    )
+
+
+def link_districts(network: Network, district: Int[np.ndarray, " signals"]) -> Int[np.ndarray, " links"]:
+    """Of every link: that of the signal at its stop line, else at its beginning, else of the nearest."""
+    stop_line = network.link_xy_m[:, 1]
+    nearest = np.linalg.norm(stop_line[:, None] - network.signal_xy_m, axis=-1).argmin(1)
+    signal = np.where(network.link_origin >= 0, network.link_origin, nearest)
+    return district[np.where(network.link_end >= 0, network.link_end, signal)]
+
+
+def build(settings: TrafficSettings, agents: int) -> Domain:
+    """Training environment, one evaluation environment a scenario, and the baselines."""
+    _check(settings)
+    network, demand = load(settings)
+    signals = signal_constants(network)
+    return Domain(
+        training=build_traffic(settings, network, demand, agents, training=True),
+        owners=None,
+        scenarios={
+            name: build_traffic(replace(settings, scenarios=(name,)), network, demand, agents, training=False)
+            for name in settings.scenarios
+        },
+        baselines=baselines(network, demand, signals),
+        idle="fixed-time",
+        references=("random",),
+        help=SCENARIO_HELP | BASELINE_HELP,
+    )
+
+
+def _check(settings: TrafficSettings) -> None:
+    """Refuse impossible settings by name.
+
+    Raises:
+        ValueError: the setting, its value, and what would be right.
+    """
+    for name in ("duration_s", "dt_s", "decision_s", "training_s", "signals", "load"):
+        if getattr(settings, name) <= 0:
+            raise ValueError(f"{name} {getattr(settings, name)}: must be above 0")
+    for name in ("min_green_s", "yellow_s", "radius"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"{name} {getattr(settings, name)}: must be at least 0")
+    if settings.decision_s % settings.dt_s:
+        raise ValueError(f"decision_s {settings.decision_s}: must be a multiple of dt_s, {settings.dt_s}")
+    low, high = settings.training_demand
+    if not 0 < low <= high:
+        raise ValueError(f"training_demand {settings.training_demand}: two numbers above 0, the lower one first")

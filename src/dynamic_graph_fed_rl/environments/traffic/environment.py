@@ -1,0 +1,175 @@
+"""Traffic signals as a Markov game: the districts of a city choose the next phase of their signals."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from dynamic_graph_fed_rl.environments.base import Environment, Observation, Transition
+from dynamic_graph_fed_rl.environments.spec import Metric, Spec
+from dynamic_graph_fed_rl.environments.traffic.constants import DemandConstants, RoadConstants
+from dynamic_graph_fed_rl.environments.traffic.dynamics import TrafficState, advance, empty_roads, switched
+from dynamic_graph_fed_rl.environments.traffic.observation import TrafficView
+from dynamic_graph_fed_rl.environments.traffic.scenarios import Scenario
+from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, sense
+
+METRICS = (
+    Metric("delay", "delay a car", "s"),
+    Metric("throughput", "cars that reach their end", "1/h", lower_is_better=False),
+    Metric("never_entered", "cars that never entered"),
+    Metric("gridlock", "gridlocked"),
+    Metric("travel_delay_h", "delay of all cars", "h"),
+)
+_GRIDLOCK_S = 300.0
+
+
+class CityState(eqx.Module):
+    """The roads, what is closed, and how the episode goes."""
+
+    traffic: TrafficState
+    closed: Bool[Array, " links"]
+    level: Float[Array, ""]
+    """Demand over that of the network's file."""
+    decisions: Int[Array, ""]
+    idle_s: Float[Array, ""]
+    """Since a car last reached its end while any was on the roads."""
+    gridlocked: Bool[Array, ""]
+
+
+class Traffic(Environment):
+    """Signals of a city set by the agents of its districts.
+
+    A call of `step` is one decision: `decision_steps` steps of the roads, which last `decision_s` together.
+
+    **Action** `[A, S]`, a phase for each of the agent's signals. One that the signal does not have, or may not take
+    yet (minimum green, yellow), leaves it as it is. A change begins with `yellow_s` of yellow.
+
+    **Observation:** the district and a halo of `radius` signals as a graph; columns in `observation.py`.
+
+    **Reward** of an agent: less the mean number of cars that stood in queues of its district or waited to enter it
+    during the decision, in tens of cars a signal.
+
+    **Episodes** end by time alone. Cars that have not entered by then count with all their waiting.
+    """
+
+    roads: RoadConstants
+    demand: DemandConstants
+    view: TrafficView
+    kinds: Scenario
+    link_district: Bool[Array, "agents links"]
+    """Whose queues are whose."""
+    movement_district: Bool[Array, "agents movements"]
+    district_signals: Float[Array, " agents"]
+    min_green_s: Float[Array, ""]
+    yellow_s: Float[Array, ""]
+    latest_start_s: Float[Array, ""]
+    """Episodes begin anywhere from 0 to here."""
+    decision_steps: int = eqx.field(static=True)
+    episode_decisions: int = eqx.field(static=True)
+
+    @property
+    def spec(self) -> Spec:
+        agents, slots = self.view.districts.mask.shape
+        nodes, edges = self.view.sizes()
+        return Spec(
+            agents=agents,
+            nodes=nodes,
+            edges=edges,
+            slots=slots,
+            action="discrete",
+            action_size=self.view.signals.phases,
+            **self.view.columns(),
+            metrics=METRICS,
+            headline="delay",
+            steps_per_decision=self.decision_steps,
+            episode_decisions=self.episode_decisions,
+        )
+
+    @property
+    def decision_s(self) -> float:
+        return self.decision_steps * self.roads.dt_s
+
+    def sensed(self, state: CityState) -> Sensed:
+        """What detectors tell: all that baselines and policies may know."""
+        return sense(self.roads, state.traffic, state.closed)
+
+    def reset(self, key: PRNGKeyArray) -> tuple[CityState, Observation]:
+        """Empty roads at a quarter of an hour's begin, every signal in its first phase."""
+        kind_key, level_key, start_key = jax.random.split(key, 3)
+        kind = jax.random.randint(kind_key, (), 0, self.kinds.demand_low.shape[0])
+        low, high = self.kinds.demand_low[kind], self.kinds.demand_high[kind]
+        window = self.demand.window_s
+        start = jnp.floor(jax.random.uniform(start_key) * (self.latest_start_s / window + 1.0)) * window
+        traffic = empty_roads(self.roads, self.view.signals.signals)
+        # a signal that has just been switched on may be switched at once
+        traffic = eqx.tree_at(lambda t: (t.time_s, t.phase_s), traffic, (start, traffic.phase_s + self.min_green_s))
+        state = CityState(
+            traffic=traffic,
+            closed=jnp.zeros(self.roads.link_steps.shape, bool),
+            level=low + (high - low) * jax.random.uniform(level_key),
+            decisions=jnp.zeros((), jnp.int32),
+            idle_s=jnp.zeros(()),
+            gridlocked=jnp.asarray(False),
+        )
+        return state, self.view.observe(self.sensed(state), jnp.asarray(True))
+
+    def step(
+        self, key: PRNGKeyArray, state: CityState, action: Int[Array, "agents slots"]
+    ) -> tuple[CityState, Transition]:
+        requested = self.view.districts.gather(action)
+        now = state.traffic
+        phases = self.view.signals.phases
+        allowed = self.view.allowed(self.sensed(state))
+        inside = (requested >= 0) & (requested < phases)
+        clipped = jnp.clip(requested, 0, phases - 1)
+        possible = inside & jnp.take_along_axis(allowed, clipped[:, None], axis=1)[:, 0]
+        applied = jnp.where(possible, clipped, now.target)
+        ordered = switched(now, applied, jnp.broadcast_to(self.yellow_s, now.clearing_s.shape))
+        traffic, counts = advance(
+            self.roads, self.demand, ordered, key, state.closed, state.level, self.decision_steps
+        )
+
+        present = traffic.vehicles.sum() > 0
+        idle = jnp.where((counts.left > 0) | ~present, 0.0, state.idle_s + self.decision_s)
+        stuck = idle > _GRIDLOCK_S
+        after = CityState(
+            traffic=traffic,
+            closed=state.closed,
+            level=state.level,
+            decisions=state.decisions + 1,
+            idle_s=idle,
+            gridlocked=state.gridlocked | stuck,
+        )
+        waited = self.movement_district @ counts.queued_s + self.link_district @ counts.outside_s
+        total_s = counts.queued_s.sum() + counts.outside_s.sum() + counts.slowed_s
+        agents = self.district_signals.shape[0]
+        transition = Transition(
+            observation=self.view.observe(self.sensed(after), jnp.asarray(False)),
+            reward=-waited / (10.0 * self.decision_s * self.district_signals),
+            cost=jnp.zeros((agents, 0)),
+            terminated=jnp.zeros(agents, bool),
+            truncated=jnp.broadcast_to(after.decisions >= self.episode_decisions, (agents,)),
+            info={
+                "metrics": {
+                    "total_delay_s": total_s,
+                    "total_wanted": counts.wanted,
+                    "total_entered": counts.entered,
+                    "total_left": counts.left,
+                    "total_gridlock": (stuck & ~state.gridlocked).astype(jnp.float32),
+                    "total_s": jnp.asarray(self.decision_s),
+                },
+                "requested": requested,
+                "applied": applied,
+            },
+        )
+        return after, transition
+
+    def episode_metrics(self, totals: dict[str, Array]) -> dict[str, Array]:
+        """Figures of an hour; a car's delay is the time it lost against the speed limit, or waited to enter."""
+        return {
+            "delay": totals["total_delay_s"] / jnp.maximum(totals["total_wanted"], 1.0),
+            "throughput": totals["total_left"] / totals["total_s"] * 3600.0,
+            "never_entered": totals["total_wanted"] - totals["total_entered"],
+            "gridlock": totals["total_gridlock"],
+            "travel_delay_h": totals["total_delay_s"] / 3600.0,
+        }

@@ -1,0 +1,143 @@
+"""What detectors tell of a road network: the same struct, whichever simulator fills it.
+
+Controllers and observations read nothing else, so that both run in either. Detectors see lanes and links, not where a
+car will turn.
+"""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dynamic_graph_fed_rl.environments.traffic.constants import RoadConstants, Table, table, table_of
+from dynamic_graph_fed_rl.environments.traffic.dynamics import TrafficState
+from dynamic_graph_fed_rl.environments.traffic.network import ARRIVING_S, NEAR_S, PROTECTED, YIELDING, Network
+
+
+class Sensed(eqx.Module):
+    """One look at the network."""
+
+    lane_queue: Float[Array, "*batch lanes"]
+    """Cars that stand on the lane."""
+    link_vehicles: Float[Array, "*batch links"]
+    """Cars on the link, those that stand included."""
+    link_arriving: Float[Array, "*batch links"]
+    """Cars in motion that reach the stop line within 10 s, if nothing holds them up."""
+    link_near: Float[Array, "*batch links"]
+    """The same within 3 s: what the loop of an actuated signal sees."""
+    link_entry: Float[Array, "*batch links"]
+    """Cars that want to begin their trip on the link and find no room."""
+    closed: Bool[Array, "*batch links"]
+    phase: Int[Array, "*batch signals"]
+    """The phase that is green, or was before the yellow."""
+    target: Int[Array, "*batch signals"]
+    """The phase that is green, or will be after the yellow."""
+    phase_s: Float[Array, "*batch signals"]
+    """Since it turned green."""
+    clearing_s: Float[Array, "*batch signals"]
+    """Rest of the yellow; 0 outside it."""
+    time_s: Float[Array, "*batch"]
+    """Since the episode began."""
+
+
+def sense(roads: RoadConstants, state: TrafficState, closed: Bool[Array, " links"]) -> Sensed:
+    """What detectors would tell of the simulated state."""
+    links = roads.link_steps.shape[0]
+    ahead = jnp.arange(math.ceil(ARRIVING_S / roads.dt_s))
+    near = math.ceil(NEAR_S / roads.dt_s)
+    row = roads.memory - roads.link_steps + ahead[:, None]
+    seen = jnp.where(
+        row < roads.memory,
+        state.inflow.reshape(-1)[jnp.minimum(row, roads.memory - 1) * links + jnp.arange(links)],
+        0.0,
+    )
+    # a queue that is moving off runs over the loop at the stop line
+    moving = (roads.lane_movements.of(state.quiet_s < NEAR_S) & (roads.lane_movements.of(state.queue) > 0)).any(-1)
+    return Sensed(
+        lane_queue=roads.lane_movements.sum(state.queue),
+        link_vehicles=state.vehicles,
+        link_arriving=seen.sum(0),
+        link_near=seen[:near].sum(0) + roads.link_lanes.sum(moving.astype(jnp.float32)),
+        link_entry=state.entry,
+        closed=closed,
+        phase=state.phase,
+        target=state.target,
+        phase_s=state.phase_s,
+        clearing_s=state.clearing_s,
+        time_s=state.time_s,
+    )
+
+
+class SignalConstants(eqx.Module):
+    """What controllers know of the network; rows of phases are `signal * phases + phase`."""
+
+    signals: int = eqx.field(static=True)
+    phases: int = eqx.field(static=True)
+    phase_mask: Bool[Array, "signals phases"]
+    phase_movements: Table
+    """Movements that a phase serves, those that yield included."""
+    phase_lanes: Table
+    """Lanes from which it serves any."""
+    phase_first_lanes: Table
+    """Lanes from which it serves any that need not yield."""
+    lane_link: Int[Array, " lanes"]
+    lane_chain: Table
+    lane_chain_share: Float[Array, "lanes width"]
+    link_lanes: Table
+    link_lane_count: Float[Array, " links"]
+    link_storage: Float[Array, " links"]
+    movement_lane: Int[Array, " movements"]
+    movement_to: Int[Array, " movements"]
+
+    def by_phase(self, rows: Float[Array, " rows"]) -> Float[Array, "signals phases"]:
+        return rows.reshape(self.signals, self.phases)
+
+    def detected(self, sensed: Sensed) -> Float[Array, " lanes"]:
+        """Cars that stand before the stop line of each lane, on up to 100 m."""
+        upstream = self.lane_chain.of(sensed.lane_queue) * self.lane_chain_share
+        return sensed.lane_queue + upstream.sum(-1)
+
+    def link_queue(self, sensed: Sensed) -> Float[Array, " links"]:
+        return self.link_lanes.sum(sensed.lane_queue)
+
+    def pressure(self, sensed: Sensed) -> Float[Array, " movements"]:
+        """Cars that stand before a movement, less those that stand on a lane of the link it leads to; at least 0.
+
+        A negative pressure would speak against the other movements of a phase, which may lead elsewhere.
+        """
+        ahead = (self.link_queue(sensed) / self.link_lane_count)[self.movement_to]
+        return jnp.maximum(self.detected(sensed)[self.movement_lane] - ahead, 0.0)
+
+
+def signal_constants(network: Network) -> SignalConstants:
+    def served_from(level: int) -> list[np.ndarray]:
+        return [
+            np.flatnonzero((network.movement_signal == s) & (network.movement_green[:, k] >= level))
+            for s in range(network.signals)
+            for k in range(network.phases)
+        ]
+
+    served = served_from(YIELDING)
+    counts = network.phase_count
+    chain = table([np.array([lane for lane, _ in row], int) for row in network.lane_chain])
+    share = np.zeros(chain.index.shape, np.float32)
+    for lane, row in enumerate(network.lane_chain):
+        share[lane, : len(row)] = [part for _, part in row]
+    return SignalConstants(
+        signals=network.signals,
+        phases=network.phases,
+        phase_mask=jnp.asarray(np.arange(network.phases) < counts[:, None]),
+        phase_movements=table(served),
+        phase_lanes=table([np.unique(network.movement_lane[m]) for m in served]),
+        phase_first_lanes=table([np.unique(network.movement_lane[m]) for m in served_from(PROTECTED)]),
+        lane_link=jnp.asarray(network.lane_link, jnp.int32),
+        lane_chain=chain,
+        lane_chain_share=jnp.asarray(share),
+        link_lanes=table_of(network.lane_link, network.links),
+        link_lane_count=jnp.asarray(network.link_lanes, jnp.float32),
+        link_storage=jnp.asarray(network.link_storage, jnp.float32),
+        movement_lane=jnp.asarray(network.movement_lane, jnp.int32),
+        movement_to=jnp.asarray(network.movement_to, jnp.int32),
+    )
