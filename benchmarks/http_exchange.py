@@ -100,8 +100,8 @@ def serve(kind: str, clients: int, folder: Path) -> None:
         threading.Thread(target=tell, daemon=True).start()
         server.run()
         return
-    from dynamic_graph_fed_rl.deployment.app import create_app
     from dynamic_graph_fed_rl.deployment.coordinator import Coordinator
+    from dynamic_graph_fed_rl.deployment.server import create_app
     from dynamic_graph_fed_rl.deployment.serving import run
     from dynamic_graph_fed_rl.deployment.settings import ServerSettings
 

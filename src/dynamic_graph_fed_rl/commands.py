@@ -21,8 +21,7 @@ from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, wit
 from dynamic_graph_fed_rl.federation.privacy import epsilon
 from dynamic_graph_fed_rl.training import checkpoint, placement, runs
 from dynamic_graph_fed_rl.training.progress import Display, Stop
-from dynamic_graph_fed_rl.training.site import InTurn
-from dynamic_graph_fed_rl.training.trainer import Trainer, Training
+from dynamic_graph_fed_rl.training.trainer import Training
 
 # what a shell reports for a command that Ctrl-C ended
 INTERRUPTED = 130
@@ -55,8 +54,7 @@ def train(
     path = out or newest or runs.next_free(environment)
     built = build(experiment)
     trainer = built.trainer
-    alone = experiment.agent_map == "loop"
-    runner = InTurn(trainer) if alone else placement.over_devices(trainer, experiment.devices)
+    runner = placement.runner_of(trainer, experiment.agent_map, experiment.devices)
     key = stream_key(TRAINING_STREAM, experiment.seed)
     if not placement.leads():
         return _take_part(runner, trainer.init(key), experiment.rounds, checkpoint_every)
@@ -105,7 +103,7 @@ def train(
 
 
 def _take_part(
-    runner: Trainer | placement.Spread | InTurn, training: Training, rounds: int, checkpoint_every: int
+    runner: placement.Runner, training: Training, rounds: int, checkpoint_every: int
 ) -> int:
     """Training in a process that does not lead: it writes and prints nothing."""
     with Stop() as stop:

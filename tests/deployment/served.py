@@ -9,8 +9,8 @@ import numpy as np
 from fake_half import FakeHalf, parameters, transitions
 
 from dynamic_graph_fed_rl.deployment import wire
-from dynamic_graph_fed_rl.deployment.app import create_app
 from dynamic_graph_fed_rl.deployment.coordinator import Coordinator
+from dynamic_graph_fed_rl.deployment.server import create_app
 from dynamic_graph_fed_rl.deployment.settings import ServerSettings
 
 TOKENS = ["a" * 43, "b" * 43, "c" * 43]

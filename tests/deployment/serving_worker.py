@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fake_half import FakeHalf
 
-from dynamic_graph_fed_rl.deployment.app import create_app
 from dynamic_graph_fed_rl.deployment.coordinator import Coordinator
+from dynamic_graph_fed_rl.deployment.server import create_app
 from dynamic_graph_fed_rl.deployment.serving import run
 from dynamic_graph_fed_rl.deployment.settings import ServerSettings
 

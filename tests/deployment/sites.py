@@ -14,12 +14,12 @@ import numpy as np
 from sockets import on_socket
 
 from dynamic_graph_fed_rl.deployment import wire
-from dynamic_graph_fed_rl.deployment.app import create_app
 from dynamic_graph_fed_rl.deployment.client import Client, Pace
 from dynamic_graph_fed_rl.deployment.coordinator import Coordinator
 from dynamic_graph_fed_rl.deployment.halves import ServerHalf
 from dynamic_graph_fed_rl.deployment.joining import Member
 from dynamic_graph_fed_rl.deployment.outbox import Outbox
+from dynamic_graph_fed_rl.deployment.server import create_app
 from dynamic_graph_fed_rl.deployment.settings import ClientSettings, ServerSettings
 from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, stream_key
 from dynamic_graph_fed_rl.experiment import Experiment, default_experiment

@@ -208,7 +208,7 @@ def test_the_queue_survives_a_restart_with_its_numbers(tmp_path) -> None:
     box.begin_at(5)
     for lot in range(2):
         box.put(4, lot, b"%d" % lot)
-    with pytest.raises(ValueError, match="another process uses it"):
+    with pytest.raises(ValueError, match="in use by another process"):
         Outbox(path, 3)
     box.close()
     box = Outbox(path, 3)

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from dynamic_graph_fed_rl.deployment import wire
-from dynamic_graph_fed_rl.deployment.server import JSON, LONGEST_WAIT_S, Receipt, Server, read
+from dynamic_graph_fed_rl.deployment.reception import JSON, LONGEST_WAIT_S, Receipt, Reception, read
 from dynamic_graph_fed_rl.deployment.wire import ArraySpec, Refused
 
 # text of a float32 number, at its longest, over its four bytes; also of the brackets around single numbers
@@ -36,7 +36,7 @@ class TransitionsUpload(BaseModel):
     transitions: dict[str, list]
 
 
-def offer_aliases(app: FastAPI, server: Server) -> None:
+def offer_aliases(app: FastAPI, server: Reception) -> None:
     """Add `/upload-weights`, `/upload-transition` and `/download-params`."""
     coordinator = server.coordinator
 

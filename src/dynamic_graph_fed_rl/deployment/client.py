@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 from jaxtyping import Float
 
 from dynamic_graph_fed_rl.deployment import wire
+from dynamic_graph_fed_rl.deployment.addresses import check_address
 from dynamic_graph_fed_rl.deployment.members import Joined
-from dynamic_graph_fed_rl.deployment.serving import is_loopback
 
 _AGAIN = frozenset({400, 408, 429, 500, 502, 503, 504, 507})
 _CONNECT_S, _ANSWER_S = 5.0, 60.0
@@ -111,18 +110,17 @@ class Client:
         pace: Pace | None = None,
         transport: httpx.BaseTransport | None = None,
     ):
-        check_address(url, ca, insecure)
-        parts = urlsplit(url)
+        local = check_address("url", url, ca, insecure)
         self.url, self.name, self.pace = url.rstrip("/"), name, pace or Pace()
         self._token, self._join_token, self._tries = token, join_token, tries
         self._http = httpx.Client(
             base_url=self.url,
             # certificates take long to load; without TLS there is nothing to verify
-            verify=ssl.create_default_context(cafile=ca) if parts.scheme == "https" else False,
+            verify=ssl.create_default_context(cafile=ca) if url.startswith("https") else False,
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             transport=transport,
             # a proxy stands between networks, never between this machine and itself
-            trust_env=not is_loopback(parts.hostname or ""),
+            trust_env=not local,
         )
 
     def __enter__(self) -> "Client":
@@ -245,23 +243,6 @@ def _whole(answer: httpx.Response) -> None:
         wire.decoded(answer.content, answer.headers.get(wire.DIGEST_HEADER), None, len(answer.content))
     except wire.Refused as error:
         raise Unavailable(f"a download of parameters: {error}", error.reason) from error
-
-
-def check_address(url: str, ca: Path | None, insecure: bool) -> None:
-    """
-    Raises:
-        ValueError: it is no address, secrets would travel to it for all to read, or there are no such certificates.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"url '{url}': must be such as http://127.0.0.1:5050 or https://server.example:5050")
-    if parts.scheme == "http" and not (is_loopback(parts.hostname) or insecure):
-        raise ValueError(
-            f"url '{url}': tokens and parameters could be read on the way; use https, or --insecure on a network "
-            "where nobody listens"
-        )
-    if ca is not None and not ca.is_file():
-        raise ValueError(f"ca {ca}: no such file; must hold the certificates to trust, as PEM")
 
 
 def secret_in(path: Path) -> str:

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dynamic_graph_fed_rl.deployment import serving
-from dynamic_graph_fed_rl.deployment.app import create_app
 from dynamic_graph_fed_rl.deployment.coordinator import Closed, Coordinator
 from dynamic_graph_fed_rl.deployment.halves import ServerHalf
 from dynamic_graph_fed_rl.deployment.joining import INTERRUPTED
+from dynamic_graph_fed_rl.deployment.server import create_app
 from dynamic_graph_fed_rl.deployment.settings import ServerSettings
 from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, stream_key
 from dynamic_graph_fed_rl.experiment import Experiment, to_yaml

@@ -22,12 +22,12 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 
 from dynamic_graph_fed_rl.deployment import wire
+from dynamic_graph_fed_rl.deployment.addresses import check_address
 from dynamic_graph_fed_rl.deployment.client import (
     Client,
     Download,
     NotAccepted,
     Unavailable,
-    check_address,
     read_secret,
     secret_in,
 )
@@ -253,7 +253,7 @@ def join(url: str, settings: ClientSettings, console: Console | None = None) -> 
     for name, least in (("checkpoint_every", 1), ("queue", 1), ("ahead", 0)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} {getattr(settings, name)}: must be at least {least}")
-    check_address(url, settings.ca, settings.insecure)
+    check_address("url", url, settings.ca, settings.insecure)
     secret = join_token(settings.join_token_file)
     name, folder, outbox = _seat(settings)
     try:

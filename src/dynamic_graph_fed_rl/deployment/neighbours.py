@@ -3,14 +3,13 @@
 import ssl
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from dynamic_graph_fed_rl.deployment import wire
+from dynamic_graph_fed_rl.deployment.addresses import check_address
 from dynamic_graph_fed_rl.deployment.gossiping import STATUS, Arrays
 from dynamic_graph_fed_rl.deployment.node import Node
-from dynamic_graph_fed_rl.deployment.serving import is_loopback
 from dynamic_graph_fed_rl.deployment.store import NotStored
 from dynamic_graph_fed_rl.deployment.wire import Refused
 
@@ -34,26 +33,6 @@ class Mismatch(ValueError):
     """The node at an address cannot be a neighbour; says why."""
 
 
-def checked_address(url: str, ca: Path | None, insecure: bool) -> bool:
-    """Whether a neighbour is on this machine.
-
-    Raises:
-        ValueError: an address that is none, or one to which the token would travel for all to read.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"neighbour '{url}': must be such as http://127.0.0.1:5061 or https://node.example:5061")
-    local = is_loopback(parts.hostname)
-    if parts.scheme == "http" and not (local or insecure):
-        raise ValueError(
-            f"neighbour '{url}': the token and parameters could be read on the way; use https, or --insecure on "
-            "a network where nobody listens"
-        )
-    if ca is not None and not ca.is_file():
-        raise ValueError(f"ca {ca}: no such file; must hold the certificates to trust, as PEM")
-    return local
-
-
 class Neighbour:
     """The node at `url`, spoken to by one thread. `incarnation` is None until it is known who that is."""
 
@@ -61,7 +40,7 @@ class Neighbour:
         self, url: str, node: Node, token: str = "", ca: Path | None = None, insecure: bool = False,
         answer_s: float = 30.0,
     ):  # fmt: skip
-        local = checked_address(url, ca, insecure)
+        local = check_address("neighbour", url, ca, insecure)
         self.url, self.failures, self.incarnation, self.finished = url, 0, None, False
         self._node = node
         answers = node.answer_schema

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from dynamic_graph_fed_rl.deployment import wire
+from dynamic_graph_fed_rl.deployment.database import open_database
 from dynamic_graph_fed_rl.deployment.gossiping import (
     LARGEST,
     METHODS,
@@ -42,18 +43,8 @@ class Ledger:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         path = ":memory:" if folder is None else folder / "peer.sqlite"
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.0)
-        try:
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            # the first write takes the lock that keeps others out
-            self._database.execute("CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
-            self._database.execute("BEGIN IMMEDIATE")
-            self._database.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            raise ValueError(f"{folder}: cannot be opened as a node's state, or is in use ({error})") from error
+        self._database = open_database(path)
+        self._database.execute("CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
 
     def close(self) -> None:
         self._database.close()

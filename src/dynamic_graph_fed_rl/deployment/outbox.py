@@ -1,7 +1,8 @@
 """What a client has not got rid of yet: uploads of experience, in order, until the server acknowledges them."""
 
-import sqlite3
 from pathlib import Path
+
+from dynamic_graph_fed_rl.deployment.database import open_database
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -22,16 +23,8 @@ class Outbox:
 
     def __init__(self, path: Path, capacity: int):
         self.capacity = capacity
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.0)
-        try:
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            # the write takes the lock that keeps others out
-            self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            raise ValueError(f"{path}: cannot be opened, or another process uses it ({error})") from error
+        self._database = open_database(path)
+        self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
 
     def close(self) -> None:
         self._database.close()

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 from rich.console import Console
 
 from dynamic_graph_fed_rl.deployment import serving
+from dynamic_graph_fed_rl.deployment.addresses import check_address, is_loopback
 from dynamic_graph_fed_rl.deployment.client import read_secret
 from dynamic_graph_fed_rl.deployment.gossiping import Limits, Vector
-from dynamic_graph_fed_rl.deployment.neighbours import Neighbour, checked_address
+from dynamic_graph_fed_rl.deployment.neighbours import Neighbour
 from dynamic_graph_fed_rl.deployment.node import Node
 from dynamic_graph_fed_rl.deployment.peer import Peer, create_app
 from dynamic_graph_fed_rl.deployment.peer_settings import PeerSettings
@@ -134,12 +135,12 @@ def peer(experiment: Experiment, settings: PeerSettings, console: Console | None
     settings.check()
     token = "" if settings.token_file is None else read_secret(settings.token_file)
     listening = settings.serving(token)
-    if not (token or settings.insecure or serving.is_loopback(listening.host)):
+    if not (token or settings.insecure or is_loopback(listening.host)):
         raise ValueError(f"listen {settings.listen}: other machines could send; give --token-file, or --insecure")
     serving.refuse_exposure(listening)
     urls = settings.urls
     for url in urls:
-        checked_address(url, settings.ca, settings.insecure)
+        check_address("neighbour", url, settings.ca, settings.insecure)
     learner = SiteLearner(experiment, settings.place)
     record = _Record(settings.state, learner, console)
     limits = Limits(settings.max_norm_factor, float(experiment.agents))

@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from dynamic_graph_fed_rl.deployment.addresses import is_address, is_loopback
 from dynamic_graph_fed_rl.deployment.settings import ServerSettings
 
 # what is under way at the end gets so long [s]
@@ -61,7 +62,7 @@ def run(app: FastAPI, settings: ServerSettings, tell: Callable[[str], None]) -> 
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    ipv6 = _is_address(settings.host) and ipaddress.ip_address(settings.host).version == 6
+    ipv6 = is_address(settings.host) and ipaddress.ip_address(settings.host).version == 6
     address = (settings.host, settings.port)
     with socket.create_server(address, family=socket.AF_INET6 if ipv6 else socket.AF_INET) as listener:
         port = listener.getsockname()[1]
@@ -117,16 +118,3 @@ def wait_until_ready(url: str, timeout_s: float, verify: ssl.SSLContext | bool =
             if time.monotonic() > end:
                 raise TimeoutError(f"{url}: not ready after {timeout_s:g} s")
             time.sleep(0.05)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Whether that address or name can only be this machine."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

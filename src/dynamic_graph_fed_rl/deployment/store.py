@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynamic_graph_fed_rl.deployment.database import open_database
+
 STORE_FORMAT = 1
 WINDOW = 1024
 """How many sequence numbers below a client's highest are told apart: still missing, or received before."""
@@ -76,10 +78,8 @@ class Store:
         self.folder = folder
         self.snapshots = folder / "snapshots"
         self.snapshots.mkdir(exist_ok=True)
-        # transactions are written out below; one thread at a time is the caller's lock
-        self._database = sqlite3.connect(
-            folder / "server.sqlite", isolation_level=None, check_same_thread=False, timeout=0.0
-        )
+        # one thread at a time is the caller's lock
+        self._database = open_database(folder / "server.sqlite")
         try:
             self._open(agreement)
         except BaseException:
@@ -87,23 +87,11 @@ class Store:
             raise
 
     def _open(self, agreement: str) -> None:
-        try:
-            # bodies are large: a megabyte is written in two thirds of the time that pages of 4 KiB take
-            self._database.execute("PRAGMA page_size = 16384")
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            if not self._database.execute("SELECT 1 FROM sqlite_master").fetchone():
-                with self._transaction():
-                    for statement in _TABLES.strip().split(";\n"):
-                        self._database.execute(statement)
-                    self._set(format=STORE_FORMAT, agreement=agreement, norms="[]")
-            else:
-                # also takes the lock that keeps others out
-                with self._transaction():
-                    pass
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.folder}: cannot be opened as a state folder, or is in use ({error})") from error
+        if not self._database.execute("SELECT 1 FROM sqlite_master").fetchone():
+            with self._transaction():
+                for statement in _TABLES.strip().split(";\n"):
+                    self._database.execute(statement)
+                self._set(format=STORE_FORMAT, agreement=agreement, norms="[]")
         for key, value in (("format", str(STORE_FORMAT)), ("agreement", agreement)):
             stored = self._get(key)
             if stored != value:

@@ -51,9 +51,7 @@ class Worlds(eqx.Module):
 
     def alone(self, place: int | Int[Array, ""]) -> "Worlds":
         """The worlds of the owner at this place, with the luck that they have among all."""
-        environment = self.environment
-        if not isinstance(environment, HostEnvironment):
-            environment = jax.tree.map(lambda leaf: leaf[place][None] if eqx.is_array(leaf) else leaf, environment)
+        environment = jax.tree.map(lambda leaf: leaf[place][None] if eqx.is_array(leaf) else leaf, self.environment)
         return Worlds(environment, self.copies, 1, self.siblings, jnp.asarray(place, jnp.int32), self.agents)
 
     def agent_keys(self, key: PRNGKeyArray) -> Key[Array, " agents"]:

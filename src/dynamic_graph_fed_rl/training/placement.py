@@ -5,7 +5,7 @@ round. An agent is known by its place in the mesh, never by a device's number, w
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -81,33 +81,40 @@ class Spread(eqx.Module):
         return jax.tree.map(_here, together)
 
 
+Runner: TypeAlias = Trainer | Spread | InTurn
+"""All of them have `run_round`."""
+
+
 def leads() -> bool:
     """Whether this process writes and prints for all."""
     return jax.process_index() == 0
 
 
-def over_devices(trainer: Trainer, devices: int) -> Trainer | Spread:
-    """The trainer itself for one device and process, else its agents spread.
+def runner_of(trainer: Trainer, agent_map: str, devices: int) -> Runner:
+    """What runs the rounds: the trainer itself; its agents one after the other, where `agent_map` is loop; or its
+    agents spread, over more than one device or process.
 
     Raises:
         ValueError: there are not so many devices, or agents or processes do not divide among them.
     """
+    if agent_map == "loop":
+        return InTurn(trainer)
     if devices == jax.process_count() == 1:
         return trainer
     return spread(trainer, agent_mesh(devices))
 
 
-def begin(trainer: Trainer | Spread | InTurn, training: Training) -> Training:
+def begin(trainer: Runner, training: Training) -> Training:
     """Process 0's state, where rounds of this trainer want it."""
     return trainer.place(the_same_everywhere(training)) if isinstance(trainer, Spread) else training
 
 
-def whole(trainer: Trainer | Spread | InTurn, training: Training) -> Training:
+def whole(trainer: Runner, training: Training) -> Training:
     """The state on one device, wherever its agents were; every process must ask for it."""
     return trainer.whole(training) if isinstance(trainer, Spread) else training
 
 
-def end(trainer: Trainer | Spread | InTurn, training: Training) -> Training:
+def end(trainer: Runner, training: Training) -> Training:
     """The whole state; from here on each process is alone."""
     training = whole(trainer, training)
     if jax.process_count() > 1:

@@ -20,9 +20,8 @@ from jaxtyping import PyTree
 
 from dynamic_graph_fed_rl.experiment import Experiment, from_yaml, to_yaml
 from dynamic_graph_fed_rl.training import checkpoint
-from dynamic_graph_fed_rl.training.placement import Spread, whole
-from dynamic_graph_fed_rl.training.site import InTurn
-from dynamic_graph_fed_rl.training.trainer import Trainer, Training
+from dynamic_graph_fed_rl.training.placement import Runner, whole
+from dynamic_graph_fed_rl.training.trainer import Training
 
 RUN_FORMAT = 2
 # agents whose figures stand in a line of metrics.jsonl one by one; ten thousand would make it a megabyte
@@ -201,7 +200,7 @@ def _plain(value: Any) -> Any:
 
 def learn(
     run: RunFolder,
-    trainer: Trainer | Spread | InTurn,
+    trainer: Runner,
     training: Training,
     rounds: int,
     checkpoint_every: int,
@@ -246,7 +245,7 @@ def learn(
 
 
 def take_part(
-    trainer: Trainer | Spread | InTurn,
+    trainer: Runner,
     training: Training,
     rounds: int,
     checkpoint_every: int,
