@@ -58,7 +58,7 @@ def test_the_gradient_is_that_by_hand(case):
     probability = np.exp(learner.network.actions(lesson.memory, lesson.observation).log_probs[:, :, 0])
     # the logits' common bias: d(-w log pi_a)/d logits = w (pi - onehot(a))
     by_hand = (weight[..., None] * (probability - np.eye(CHOICES)[ACTION])).sum((0, 1))
-    np.testing.assert_allclose(gradient.actor.layers[-1].bias, by_hand, atol=1e-6)
+    np.testing.assert_allclose(gradient.actor.head.layers[-1].bias, by_hand, atol=1e-6)
     assert figures["taught_share"] == pytest.approx(7 / 8)
 
 

@@ -70,7 +70,8 @@ def answers(network: GraphActorCritic, observation: Observation) -> tuple[jax.Ar
         )
         memory = network.remember(memory, later)
     graph = eqx.tree_at(lambda g: g.nodes, observation.graph, network.memory.read(memory))
-    return network.encoder(graph), network.actions(memory, observation).mode(), network.value(memory, observation)
+    embedding, mode = network.actor.encoder(graph), network.actions(memory, observation).mode()
+    return embedding, mode, network.value(memory, observation)
 
 
 def assert_same(left: tuple, right: tuple) -> None:
@@ -83,7 +84,7 @@ def network(request) -> GraphActorCritic:
     encoder = getattr(request, "param", "edge-gated")
     network = GraphActorCritic(jax.random.key(0), SPEC, width=8, layers=2, encoder=encoder)
     # the actor's small last layer would hide differences
-    return eqx.tree_at(lambda n: n.actor.layers[-1].weight, network, replace_fn=lambda w: 100.0 * w)
+    return eqx.tree_at(lambda n: n.actor.head.layers[-1].weight, network, replace_fn=lambda w: 100.0 * w)
 
 
 @pytest.mark.parametrize("network", ENCODERS, indirect=True)

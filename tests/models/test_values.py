@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from test_policies import NODES, SPEC, random_observation
 
 from dynamic_graph_fed_rl.algorithms.discrete import ChoiceNetworks, decayed, epsilon_greedy
+from dynamic_graph_fed_rl.environments.base import Observation
+from dynamic_graph_fed_rl.environments.spec import Column
 from dynamic_graph_fed_rl.models.values import best, duel, together
 
 CHOICES, SLOTS, BATCH = 3, 4, 5
@@ -123,3 +125,29 @@ def test_layer_norm_is_there_before_every_activation():
     observation = random_observation(1)
     observation = eqx.tree_at(lambda one: one.action_mask, observation, jnp.ones((3, SLOTS, CHOICES), bool))
     np.testing.assert_allclose(valued(scaled, observation), valued(made, observation), atol=1e-4)
+
+
+ALIKE = replace(
+    DISCRETE,
+    slot_features=tuple(Column(f"choice{k}_{name}") for k in range(CHOICES) for name in "ab"),
+    choice_features=(Column("a"), Column("b")),
+)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_choices_that_are_scored_alike_may_come_in_any_order(dueling):
+    made = ChoiceNetworks(jax.random.key(0), ALIKE, 8, 2, "edge-gated", None, dueling, False)
+    weights = lambda one: (one.values.network.head.layers[-1].weight, one.values.network.direct.weight)  # noqa: E731
+    made = eqx.tree_at(weights, made, replace_fn=lambda weight: 100.0 * weight + 0.5)
+    rng = np.random.default_rng(0)
+    own = jnp.asarray(rng.normal(size=(3, SLOTS, CHOICES, 2)), jnp.float32)
+    allowed = jnp.asarray(rng.random((3, SLOTS, CHOICES)) < 0.7)
+
+    def seen(order: list[int]) -> Observation:
+        columns = own[:, :, jnp.asarray(order)].reshape(3, SLOTS, -1)
+        fields = lambda one: (one.slots, one.action_mask)  # noqa: E731
+        return eqx.tree_at(fields, random_observation(0), (columns, allowed[..., jnp.asarray(order)]))
+
+    straight, turned = valued(made, seen([0, 1, 2])), valued(made, seen([2, 0, 1]))
+    assert straight.std() > 0.1
+    np.testing.assert_allclose(turned, straight[..., jnp.asarray([2, 0, 1])], atol=1e-5)

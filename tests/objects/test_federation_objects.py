@@ -52,11 +52,11 @@ def test_gossip_keeps_the_mean_and_closes_in(cartpole):
 
 def test_what_is_shared_can_be_chosen(cartpole):
     agents = [made(cartpole, seed) for seed in range(2)]
-    actors = [agent.get_parameters().actor for agent in agents]
+    heads = [agent.get_parameters().actor.head for agent in agents]
     FederatedActorCritic(2, "server", share="trunk").aggregate_parameters(agents)
     after = [agent.get_parameters() for agent in agents]
-    assert eqx.tree_equal(after[0].encoder, after[1].encoder)
-    assert all(eqx.tree_equal(one.actor, actor) for one, actor in zip(after, actors, strict=True))
+    assert eqx.tree_equal(after[0].actor.encoder, after[1].actor.encoder)
+    assert all(eqx.tree_equal(one.actor.head, head) for one, head in zip(after, heads, strict=True))
 
 
 def test_levels_average_with_those_above(cartpole):

@@ -49,7 +49,8 @@ class ActorCritics(eqx.Module):
         memory_key, actor_key, first_key, second_key = jax.random.split(key, 4)
         self.memory = build_memory(memory_key, spec, width, encoder, memory)
         features = self.memory.features(len(spec.node_features))
-        self.actor = SlotNetwork(actor_key, features, spec, outputs * spec.action_size, width, layers, encoder)
+        keys = jax.random.split(actor_key)
+        self.actor = SlotNetwork(keys, features, spec, outputs * spec.action_size, width, layers, encoder)
         sizes = features, spec, width, layers, encoder
         if reach is None:
             self.critics = ActionCritic(first_key, *sizes), ActionCritic(second_key, *sizes)

@@ -37,9 +37,10 @@ class Spec:
     """Shapes, names and units of an environment; known before anything is compiled.
 
     **Fields:** `agents` A, `nodes` N and `edges` E of a local graph, `slots` S actions an agent, `action_size`
-    D numbers in [-1, 1] a slot (continuous) or K choices a slot (discrete); `costs` the C constraint signals;
-    `steps_per_decision` world steps that one call of `step` runs through; `episode_decisions` decisions in a
-    full episode.
+    D numbers in [-1, 1] a slot (continuous) or K choices a slot (discrete); `choice_features` what is known of each
+    choice, where choices differ by nothing else: `slot_features` are then these, choice after choice; `costs` the C
+    constraint signals; `steps_per_decision` world steps that one call of `step` runs through; `episode_decisions`
+    decisions in a full episode.
     """
 
     agents: int
@@ -52,6 +53,7 @@ class Spec:
     edge_features: tuple[Column, ...] = ()
     global_features: tuple[Column, ...] = ()
     slot_features: tuple[Column, ...] = ()
+    choice_features: tuple[Column, ...] = ()
     costs: tuple[Column, ...] = ()
     metrics: tuple[Metric, ...] = ()
     headline: str = ""

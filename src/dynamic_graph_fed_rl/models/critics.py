@@ -65,7 +65,8 @@ class QuadraticCritic(eqx.Module):
     def __init__(
         self, key: PRNGKeyArray, node_features: int, spec: Spec, width: int, layers: int, encoder: str, reach: float
     ):
-        self.slots = SlotNetwork(key, node_features, spec, 1 + 2 * spec.action_size, width, layers, encoder)
+        keys, outputs = jax.random.split(key), 1 + 2 * spec.action_size
+        self.slots = SlotNetwork(keys, node_features, spec, outputs, width, layers, encoder)
         self.size, self.reach = spec.action_size, reach
 
     def __call__(

@@ -10,12 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Spec
 from dynamic_graph_fed_rl.graph import Graph, masked_mean
-from dynamic_graph_fed_rl.models.build import build_encoder, build_memory
+from dynamic_graph_fed_rl.models.build import build_memory
 from dynamic_graph_fed_rl.models.distributions import Categorical, Gaussian
 from dynamic_graph_fed_rl.models.layers import Affine, Perceptron
 from dynamic_graph_fed_rl.models.memory import NodeMemory, remembered
-from dynamic_graph_fed_rl.models.message_passing import Encoder
-from dynamic_graph_fed_rl.models.slots import at_slots
+from dynamic_graph_fed_rl.models.slots import SlotNetwork
 
 
 class GraphCritic(eqx.Module):
@@ -46,15 +45,12 @@ class GraphActorCritic(eqx.Module):
     """Policy and value over graphs with memory.
 
     The actor reads, for each slot, the embedding of the node that owns it (or the mean of all, for a slot of the
-    graph as a whole) and the slot's own features, these also through a linear map straight to the action ("wide
-    and deep", Cheng et al. 2016): rules that are linear in what a slot sees are found in a few rounds. Its
-    parameters do not depend on the size of the graph, so agents with unlike regions can share them.
+    graph as a whole) and the slot's own features. Its parameters do not depend on the size of the graph, so agents
+    with unlike regions can share them.
     """
 
     memory: NodeMemory
-    encoder: Encoder
-    actor: Perceptron
-    direct: Affine
+    actor: SlotNetwork
     log_std: Float[Array, " size"]
     critic: GraphCritic
     discrete: bool = eqx.field(static=True)
@@ -76,9 +72,8 @@ class GraphActorCritic(eqx.Module):
         memory_key = jax.random.fold_in(key, 3)
         self.memory = build_memory(memory_key, spec, width, encoder, memory)
         remembered = self.memory.features(len(spec.node_features))
-        self.encoder = build_encoder(encoder_key, remembered, spec, width, layers, encoder)
-        self.actor = Perceptron(actor_key, (width + len(spec.slot_features), width, spec.action_size), last_gain=0.01)
-        self.direct = Affine(actor_key, len(spec.slot_features), spec.action_size, gain=0.0)
+        keys = jnp.stack([encoder_key, actor_key])
+        self.actor = SlotNetwork(keys, remembered, spec, spec.action_size, width, layers, encoder)
         self.log_std = jnp.full((spec.action_size,), math.log(initial_std), jnp.float32)
         self.critic = GraphCritic(critic_key, remembered, spec, width)
         self.discrete = spec.action == "discrete"
@@ -92,9 +87,7 @@ class GraphActorCritic(eqx.Module):
 
     def actions(self, memory: PyTree, observation: Observation) -> Gaussian | Categorical:
         """The distribution over every slot's action, given memory that includes this observation."""
-        graph = remembered(self.memory, memory, observation)
-        hidden = self.encoder(graph)
-        head = self.actor(at_slots(hidden, graph, observation)) + self.direct(observation.slots)
+        head = self.actor(remembered(self.memory, memory, observation), observation)
         if self.discrete:
             return Categorical(head, observation.action_mask)
         return Gaussian(head, jnp.broadcast_to(self.log_std, head.shape))

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Spec
@@ -36,15 +36,22 @@ def at_nodes(
 
 class SlotNetwork(eqx.Module):
     """Numbers for each slot: an encoder, a head on what a slot sees, and a linear map from the slot's own features
-    straight to the result ("wide and deep", Cheng et al. 2016), so that linear rules are found early."""
+    straight to the result ("wide and deep", Cheng et al. 2016), so that linear rules are found early.
+
+    Where the spec says what is known of each choice, one head and one map serve all choices, each of which sees the
+    embedding and its own features: the numbers are those of the first choice, of the second, and so on, `outputs` in
+    all. What is learned for one choice then holds for all, in any order, and for slots that have fewer.
+    """
 
     encoder: Encoder
     head: Perceptron
     direct: Affine
+    choices: int = eqx.field(static=True)
+    """That are scored alike; 1 where slots are scored as a whole."""
 
     def __init__(
         self,
-        key: PRNGKeyArray,
+        keys: Key[Array, " both"],
         node_features: int,
         spec: Spec,
         outputs: int,
@@ -54,11 +61,19 @@ class SlotNetwork(eqx.Module):
         last_gain: float = 0.01,
         layer_norm: bool = False,
     ):
-        encoder_key, head_key = jax.random.split(key)
+        encoder_key, head_key = keys
+        self.choices = spec.action_size if spec.choice_features else 1
+        features, each = len(spec.slot_features) // self.choices, outputs // self.choices
         self.encoder = build_encoder(encoder_key, node_features, spec, width, layers, encoder, layer_norm)
-        self.head = Perceptron(head_key, (width + len(spec.slot_features), width, outputs), last_gain, layer_norm)
-        self.direct = Affine(head_key, len(spec.slot_features), outputs, gain=0.0)
+        self.head = Perceptron(head_key, (width + features, width, each), last_gain, layer_norm)
+        self.direct = Affine(head_key, features, each, gain=0.0)
 
     def __call__(self, graph: Graph, observation: Observation) -> Float[Array, "*batch slots outputs"]:
-        hidden = self.encoder(graph)
-        return self.head(at_slots(hidden, graph, observation)) + self.direct(observation.slots)
+        seen, own = at_slots(self.encoder(graph), graph, observation), observation.slots
+        if self.choices == 1:
+            return self.head(seen) + self.direct(own)
+        owner = seen[..., None, : seen.shape[-1] - own.shape[-1]]
+        own = own.reshape(*own.shape[:-1], self.choices, -1)
+        owner = jnp.broadcast_to(owner, (*own.shape[:-1], owner.shape[-1]))
+        numbers = self.head(jnp.concatenate([owner, own], axis=-1)) + self.direct(own)
+        return numbers.reshape(*numbers.shape[:-2], -1)

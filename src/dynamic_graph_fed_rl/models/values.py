@@ -1,6 +1,7 @@
 """Values of discrete choices, a slot at a time, and what an agent's choices in all its slots are worth together."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -27,15 +28,21 @@ class ChoiceValues(eqx.Module):
         dueling: bool = False,
         layer_norm: bool = False,
     ):
-        outputs = spec.action_size + dueling
-        self.network = SlotNetwork(key, node_features, spec, outputs, width, layers, encoder, layer_norm=layer_norm)
+        # choices that are scored alike have a part each in the value of their slot
+        outputs = spec.action_size * (1 + dueling) if spec.choice_features else spec.action_size + dueling
+        keys = jax.random.split(key)
+        self.network = SlotNetwork(keys, node_features, spec, outputs, width, layers, encoder, layer_norm=layer_norm)
         self.dueling = dueling
 
     def __call__(self, graph: Graph, observation: Observation) -> Float[Array, "*batch slots choices"]:
         numbers = self.network(graph, observation)
         if not self.dueling:
             return numbers
-        return duel(numbers[..., 0], numbers[..., 1:], observation.action_mask)
+        allowed = observation.action_mask
+        if self.network.choices == 1:
+            return duel(numbers[..., 0], numbers[..., 1:], allowed)
+        value, advantage = numbers[..., ::2], numbers[..., 1::2]
+        return duel(masked_mean(value[..., None], allowed)[..., 0], advantage, allowed)
 
 
 def duel(

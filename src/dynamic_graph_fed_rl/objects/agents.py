@@ -369,4 +369,4 @@ class GraphPPO(GraphAgent):
         return ppo.build(self.settings, 2**31 if self._rounds is None else self._rounds)
 
     def _encoding(self) -> tuple[Any, Any]:
-        return self.learner.network.memory, self.learner.network.encoder
+        return self.learner.network.memory, self.learner.network.actor.encoder
