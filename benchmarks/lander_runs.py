@@ -3,7 +3,6 @@
 A finished run is written to a JSON-lines file at once; one that is in it already is not run again.
 """
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
+from run_log import RunLog
 
 from dynamic_graph_fed_rl.evaluation.evaluate import (
     TRAINING_STREAM,
@@ -188,9 +188,9 @@ def run_all(
     variants: Iterable[Variant], seeds: Sequence[int], log: Path, quick: bool = False
 ) -> list[dict[str, Any]]:
     """The runs of these variants and seeds, those that are missing in the log being run now."""
-    variants = list(variants)
+    variants, runs = list(variants), log_of(log)
     for variant in variants:
-        missing = [seed for seed in seeds if (variant.name, seed) not in stored(log)]
+        missing = [seed for seed in seeds if (variant.name, seed) not in runs.rows()]
         if not missing:
             continue
         experiment = experiment_of(variant, 2_000 if quick else LAST)
@@ -198,9 +198,9 @@ def run_all(
         built = replace(built, trainer=replace(built.trainer, keep_scores=True))
         for seed in missing:
             row = run(built, variant, seed, quick)
-            append(log, row)
+            runs.append(row)
             print(summary(row), flush=True)
-    rows = stored(log)
+    rows = runs.rows()
     return [rows[variant.name, seed] for variant in variants for seed in seeds]
 
 
@@ -212,23 +212,9 @@ def summary(row: dict[str, Any]) -> str:
     )
 
 
-def append(log: Path, row: dict[str, Any]) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # in one write, so that the lines of two processes do not mix, and apart from a line that was cut off
-    with log.open("ab", buffering=0) as file:
-        file.write(f"\n{json.dumps(row)}\n".encode())
-
-
-def stored(log: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Runs by variant and seed; a torn line, of a process that was killed, is left out."""
-    rows = {}
-    for line in log.read_text().splitlines() if log.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        rows[row["variant"], row["seed"]] = row
-    return rows
+def log_of(path: Path) -> RunLog:
+    """Runs by variant and seed."""
+    return RunLog(path, ("variant", "seed"))
 
 
 def per_client(row: dict[str, Any], what: str, criterion: str) -> tuple[Float[np.ndarray, " clients"], int]:

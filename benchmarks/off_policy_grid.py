@@ -8,6 +8,8 @@ defaults on the case and judges it as it goes on held-out days of the normal sce
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 import tyro
 from federation.grid_scores import Judge
 from measure import RESULTS, Claim, machine, print_claims
+from run_log import RunLog
 
 from dynamic_graph_fed_rl.evaluation.plots import figure
 from dynamic_graph_fed_rl.evaluation.statistics import bootstrap_interval, interquartile_mean
@@ -39,10 +42,18 @@ class Options:
     """Rounds of each; those of the off-policy algorithms have half as many world steps."""
     days: int = 10
     """Held-out days that every judgement plays."""
+    log: Path = RESULTS.parents[1] / "runs" / "off-policy-grid.jsonl"
+    """Where each run is written as soon as it ends; what is in it is not run again."""
 
 
 def main(options: Options) -> None:
-    curves = {name: [train(name, options, seed) for seed in range(options.seeds)] for name in ALGORITHMS}
+    log = RunLog(options.log, ("case", "rounds", "days", "agents", "algorithm", "seed"))
+    own = {"case": options.case, "rounds": options.rounds, "days": options.days, "agents": options.agents}
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in ALGORITHMS}
+    for seed in range(options.seeds):
+        for name, runs in curves.items():
+            known = own | {"algorithm": name, "seed": seed}
+            runs.append(log.get(known, partial(train, name, options, seed)))
     entry = {"case": options.case, "rounds": options.rounds, "days": options.days, "curves": curves}
     claims = [compare(name, curves, options) for name in ALGORITHMS]
     path = RESULTS / "off_policy_grid.json"
@@ -68,7 +79,7 @@ def train(algorithm: str, options: Options, seed: int) -> dict[str, Any]:
     built = build(experiment)
     judge = Judge(built.domain, options.days)
     training, steps, begun = built.trainer.init(jax.random.key(seed)), 0, time.perf_counter()
-    curve: dict[str, Any] = {"seed": seed, "steps": [], "scores": []}
+    curve: dict[str, Any] = {"steps": [], "scores": []}
     every = max(1, options.rounds // POINTS)
     for number in range(1, options.rounds + 1):
         training, metrics = built.trainer.run_round(training)

@@ -38,6 +38,18 @@ PINS = (
 FLASHBAX_PINS = (("flashbax==0.1.3", "jax==0.10.2", "numpy==2.4.6"),)
 # what learns LunarLander needs nothing of the grid
 LANDER_PINS = (("torch==2.13.0",), ("stable-baselines3==2.9.2", "gymnasium[box2d]==1.4.0", "numpy==2.4.6"))
+# SUMO and what sets its signals
+SUMO_PINS = (
+    (
+        "sumo-rl==1.4.5",
+        "eclipse-sumo==1.28.0",
+        "libsumo==1.28.0",
+        "sumolib==1.28.0",
+        "traci==1.28.0",
+        "gymnasium==1.4.0",
+        "numpy==2.4.6",
+    ),
+)
 # torch threads that wait for each other spin: with two of them on a busy machine SB3 ran 20 times slower
 ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -51,11 +51,12 @@ def test_the_curve_is_the_mean_over_clients_of_the_last_hundred(runs) -> None:
 
 
 def test_a_torn_line_of_the_log_is_run_again(runs, tmp_path) -> None:
-    log = tmp_path / "log.jsonl"
+    log = runs.log_of(tmp_path / "log.jsonl")
     row = {"variant": "shared-5", "seed": 0, "figure": 1}
-    runs.append(log, row)
-    log.write_bytes(log.read_bytes() + b'{"variant": "shared-5", "se')
-    assert runs.stored(log) == {("shared-5", 0): row}
-    runs.append(log, row | {"seed": 1})
-    assert list(runs.stored(log)) == [("shared-5", 0), ("shared-5", 1)]
-    assert runs.stored(tmp_path / "none.jsonl") == {}
+    log.append(row)
+    log.path.write_bytes(log.path.read_bytes() + b'{"variant": "shared-5", "se')
+    assert log.rows() == {("shared-5", 0): row}
+    assert log.get({"variant": "shared-5", "seed": 0}, lambda: {"figure": 2}) == row
+    log.get({"variant": "shared-5", "seed": 1}, lambda: {"figure": 3})
+    assert [found["figure"] for found in log.rows().values()] == [1, 3]
+    assert runs.log_of(tmp_path / "none.jsonl").rows() == {}

@@ -74,12 +74,12 @@ def test_the_algorithm_chooses_the_options(capsys) -> None:
     ("words", "message"),
     [
         ("fly", "command 'fly': unknown; known: train, evaluate, act, power-flow, list"),
-        ("train venus", "environment 'venus': unknown; known: power-grid, cartpole"),
-        ("train", "name an environment first; known: power-grid, cartpole"),
+        ("train venus", "environment 'venus': unknown; known: power-grid, traffic, cartpole"),
+        ("train", "name an environment first; known: power-grid, traffic, cartpole"),
         ("train cartpole --agents 0", "agents 0: must be at least 1"),
         ("train cartpole --agent-map loop --devices 2", "agent_map 'loop' with devices 2: agents by themselves"),
         ("train power-grid --agent-map loop", "those of 'power-grid' act in one together"),
-        ("serve", "serve: name an environment first; known: power-grid, cartpole"),
+        ("serve", "serve: name an environment first; known: power-grid, traffic, cartpole"),
         ("serve cartpole --federation gossip", "over HTTP must be server, shared, hybrid"),
         ("serve cartpole --host 0.0.0.0", "give --certfile, --keyfile, --join-token"),
         ("join ftp://server", "url 'ftp://server': must be such as http://127.0.0.1:5050"),
@@ -195,6 +195,8 @@ def test_evaluate_prints_what_the_summary_holds(finished, capsys) -> None:
     assert moved[:2] == stored["standard"]["policy"]["episode_return"]["values"][1:]
     assert status_of(["evaluate", str(finished), "--scenario", "storm"]) == 2
     assert "scenario 'storm': unknown; known: standard" in capsys.readouterr().err
+    assert status_of(["evaluate", str(finished), "--in-sumo"]) == 2
+    assert "cartpole: this run's network has no other simulator" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_nor_changed(finished, capsys) -> None:

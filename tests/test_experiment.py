@@ -24,6 +24,13 @@ from dynamic_graph_fed_rl.federation.settings import FederationSettings
 
 OTHER = {
     "power-grid": {"case": "ieee57", "scenarios": ("peak",), "line_failure_rate": 0.01, "radius": 2, "agents": 3},
+    "traffic": {
+        "network": "city",
+        "signals": 9,
+        "scenarios": ("incidents",),
+        "edge_failure_rate": 0.02,
+        "uptake": 0.2,
+    },
     "drift": {"first_difficulty": 0.3, "algorithm": "reinforce", "epochs": 2, "proximal": 0.1},
     "cartpole": {
         "time_limit": 100,
@@ -80,7 +87,7 @@ def test_a_partial_file_keeps_the_other_defaults(tmp_path):
         ("environment: [", "not YAML"),
         ("just text", "must hold fields"),
         ("rounds: 3", "needs 'environment"),
-        ("environment: chess", "'chess': unknown; known: power-grid, cartpole"),
+        ("environment: chess", "'chess': unknown; known: power-grid, traffic, cartpole"),
         ("environment: cartpole\nroundz: 3", "'roundz'.*did you mean rounds"),
         ("environment: cartpole\nalgorithm: [ppo]", "algorithm .'ppo'.: must be text"),
         ("environment: cartpole\nalgorithm: reinforce\nclip: 0.1", "'clip': unknown .* algorithm 'reinforce'"),

@@ -9,6 +9,7 @@ from typing import Any
 
 SCRIPTS = {
     "power-env-speed": "world steps per CPU second on a 118-bus grid, beside grid2op",
+    "traffic-env-speed": "decisions per CPU second on the signals of cologne8, beside sumo-rl on libsumo",
     "training-speed": "the default training, beside Stable-Baselines3 on grid2op",
     "classic": "learning curves of value and actor-critic methods on CartPole and Pendulum",
     "lander": "episodes and steps that federated LunarLander clients need, by mode; speed beside Stable-Baselines3",
@@ -17,6 +18,7 @@ SCRIPTS = {
     "off-policy-grid": "scores of SAC and TD3 on the power grid against world steps, beside PPO",
     "stacked-agents": "gradient steps a second of 20 SAC agents in one program, beside 20 single runs",
     "http-exchange": "an exchange over HTTP, beside pickles inside JSON; many clients at once",
+    "traffic": "policies for traffic signals in SUMO beside the rules in use: transfer, districts, unseen cities",
     "augmentation": "PPO with and without augmented observations where sensors fail",
 }
 """Benchmarks that are a script of the same name (`power_env_speed.py`): what each shows."""

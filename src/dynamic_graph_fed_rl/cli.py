@@ -209,7 +209,8 @@ def _evaluate(words: list[str]) -> int:
     _keep_compiled_programs()
     from dynamic_graph_fed_rl import commands
 
-    return commands.evaluate(options.run, options.scenario, options.seeds, options.first_seed, options.json)
+    chosen = options.scenario, options.seeds, options.first_seed, options.in_sumo, options.json
+    return commands.evaluate(options.run, *chosen)
 
 
 def _act(words: list[str]) -> int:

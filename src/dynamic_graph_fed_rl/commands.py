@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,9 +13,9 @@ import equinox as eqx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dynamic_graph_fed_rl.environments.spec import Spec
+from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, LearnedPolicy, evaluation_keys, stream_key
-from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, judged_by
+from dynamic_graph_fed_rl.evaluation.held_out import compare, episodes_of, judged_by, prove
 from dynamic_graph_fed_rl.evaluation.report import TERMINAL_WIDTH, comparison_table, write_report
 from dynamic_graph_fed_rl.experiment import Built, Experiment, build, known, with_fields
 from dynamic_graph_fed_rl.federation.privacy import epsilon
@@ -102,9 +102,7 @@ def train(
         return INTERRUPTED if stop.asked else 0
 
 
-def _take_part(
-    runner: placement.Runner, training: Training, rounds: int, checkpoint_every: int
-) -> int:
+def _take_part(runner: placement.Runner, training: Training, rounds: int, checkpoint_every: int) -> int:
     """Training in a process that does not lead: it writes and prints nothing."""
     with Stop() as stop:
         begun = placement.begin(runner, training)
@@ -178,7 +176,7 @@ def _conclude(
 def _tell(built: Built, run: runs.RunFolder, summary: dict[str, Any], console: Console) -> None:
     spec = built.spec
     if summary["evaluation"]:
-        _print_table(summary["evaluation"], spec, console)
+        _print_table(summary["evaluation"], judged_by(spec), spec.headline, console)
     speed = summary["env_steps_per_second"]
     if speed is not None:
         console.print(
@@ -189,10 +187,10 @@ def _tell(built: Built, run: runs.RunFolder, summary: dict[str, Any], console: C
     console.print(f"Report: {run.report / 'report.html'}", soft_wrap=True)
 
 
-def _print_table(evaluation: dict[str, Any], spec: Spec, console: Console) -> None:
+def _print_table(evaluation: dict[str, Any], metrics: Sequence[Metric], headline: str, console: Console) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=TERMINAL_WIDTH)
-    console.print(comparison_table(evaluation, judged_by(spec), spec.headline, console.width))
+    console.print(comparison_table(evaluation, metrics, headline, console.width))
 
 
 @contextmanager
@@ -224,9 +222,15 @@ def evaluate(
     scenario: str | None = None,
     seeds: int | None = None,
     first_seed: int | None = None,
+    elsewhere: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Print the comparison of a run's newest checkpoint with every baseline, as a table or as JSON."""
+    """Print the comparison of a run's newest checkpoint with every baseline, as a table or as JSON; `elsewhere`: in
+    the domain's independent simulator.
+
+    Raises:
+        ValueError: no such run or scenario, the domain has no other simulator, or that one failed.
+    """
     run, experiment = runs.open_run(run_dir)
     changes = {"evaluation_seeds": seeds, "first_seed": first_seed}
     experiment = replace(experiment, **{name: value for name, value in changes.items() if value is not None})
@@ -234,6 +238,8 @@ def evaluate(
         experiment = with_fields(experiment, {"scenarios": (scenario,)})
     built, policy = _load(run, experiment)
     domain = built.domain
+    if elsewhere:
+        return _prove(built, policy, as_json)
     scenarios = domain.scenarios
     if scenario is not None:
         scenarios = {scenario: known("scenario", scenario, dict(scenarios))}
@@ -244,7 +250,26 @@ def evaluate(
     if as_json:
         print(json.dumps(evaluation, indent=1))
         return 0
-    _print_table(evaluation, built.spec, Console())
+    _print_table(evaluation, judged_by(built.spec), built.spec.headline, Console())
+    return 0
+
+
+def _prove(built: Built, policy: LearnedPolicy, as_json: bool) -> int:
+    """`evaluate` in the domain's independent simulator."""
+    domain, experiment = built.domain, built.experiment
+    simulator = domain.simulator
+    if simulator is None:
+        raise ValueError(
+            f"{experiment.environment}: this run's network has no other simulator; traffic on a network of SUMO has "
+            "(--network cologne8, or --net and --routes)"
+        )
+    seeds = range(experiment.first_seed, experiment.first_seed + experiment.evaluation_seeds)
+    with _progress(Console(stderr=True), len(seeds) * (1 + len(domain.baselines))) as show:
+        evaluation = prove(domain, simulator, policy, seeds, lambda name, seed: show(f"seed {seed}", name))
+    if as_json:
+        print(json.dumps(evaluation, indent=1))
+    else:
+        _print_table(evaluation, simulator.metrics, simulator.headline, Console())
     return 0
 
 

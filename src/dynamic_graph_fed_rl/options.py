@@ -108,6 +108,8 @@ class Evaluate:
     """Episodes a scenario; default: the run's."""
     first_seed: int | None = None
     """First of the seeds; default: the run's."""
+    in_sumo: bool = False
+    """Run the policy unchanged in SUMO, beside every baseline, on SUMO's seeds of these numbers (traffic)."""
     json: bool = False
     """Print what summary.json holds under evaluation, and nothing else."""
 

@@ -19,6 +19,7 @@ from dynamic_graph_fed_rl.environments.pendulum.settings import PendulumSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
 from dynamic_graph_fed_rl.environments.recall.settings import RecallSettings
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
+from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
 
 WORLDS, DECISIONS = 8, 120
 
@@ -31,6 +32,15 @@ class Row(NamedTuple):
     settings: Any
 
 
+# more demand than fits on the roads, and all kinds of events
+_TRAFFIC = TrafficSettings(
+    signals=9,
+    load=3.0,
+    training_s=900.0,
+    decision_s=10.0,
+    scenarios=("incidents", "dark_signals", "sensor_failures"),
+)
+
 TABLE = {
     "cartpole": Row("cartpole", 1, CartPoleSettings(time_limit=20)),
     "drift": Row("drift", 1, DriftSettings(first_difficulty=5.0, time_limit=20)),
@@ -41,6 +51,7 @@ TABLE = {
         PowerGridSettings(case="ieee14", training_decisions=30, line_failure_rate=0.05, decision_interval=2),
     ),
     "recall-flag": Row("recall", 1, RecallSettings(delay=5)),
+    "traffic": Row("traffic", 2, _TRAFFIC),
     "recall-average": Row("recall", 1, RecallSettings(task="average", delay=5)),
 }
 

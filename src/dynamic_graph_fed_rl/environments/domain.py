@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from jaxtyping import Array, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Controller, Environment
+from dynamic_graph_fed_rl.environments.spec import Metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,24 @@ class Advice(Protocol):
         ...
 
 
+@runtime_checkable
+class Simulator(Protocol):
+    """An independent simulator of the real thing, in which what was learned must hold as well."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+
+    @property
+    def headline(self) -> str: ...
+
+    def controllers(self, policy: Controller) -> Mapping[str, Callable[[int], dict[str, float]]]:
+        """The policy and the baselines by name: each plays an episode from its seed and returns its metrics."""
+        ...
+
+
 @dataclass(frozen=True)
 class Domain:
     """One configured domain.
@@ -45,8 +64,8 @@ class Domain:
     evaluation by name; `baselines` make a controller for one of them. `idle` and `references` name the
     baselines between which the score is drawn: 0 is `idle`, 100 the best of the others but those in
     `references`.
-    `illustrate(folder, policy, play)` saves what the report draws. `help` has a line for each scenario and
-    baseline.
+    `simulator` plays the same controllers elsewhere. `illustrate(folder, policy, play)` saves what the report
+    draws. `help` has a line for each scenario and baseline.
     """
 
     training: Environment
@@ -57,4 +76,5 @@ class Domain:
     references: tuple[str, ...] = ()
     illustrate: Callable[[Path, Controller, Play], None] | None = None
     advice: Advice | None = None
+    simulator: Simulator | None = None
     help: Mapping[str, str] = field(default_factory=dict)

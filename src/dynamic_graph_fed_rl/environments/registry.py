@@ -10,6 +10,7 @@ from dynamic_graph_fed_rl.environments.lunar_lander.settings import LunarLanderS
 from dynamic_graph_fed_rl.environments.pendulum.settings import PendulumSettings
 from dynamic_graph_fed_rl.environments.power_grid.settings import PowerGridSettings
 from dynamic_graph_fed_rl.environments.recall.settings import RecallSettings
+from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ ENVIRONMENTS = {
             "td3": _GRID_REPLAY | {"exploration_std": 0.05, "target_noise": 0.02, "target_noise_limit": 0.05},
             "sac": _GRID_REPLAY | {"target_entropy": -2.0, "temperature": 0.01},
         },
+    ),
+    "traffic": Entry(
+        "traffic signals of a city (generated, or any network of SUMO), split into districts; cars as spatial queues",
+        TrafficSettings,
+        "dynamic_graph_fed_rl.environments.traffic.build",
+        {"agents": 4, "rounds": 120, "worlds": 64, "decisions_per_round": 30},
+        # a phase shows in the queues around it within a minute
+        {"ppo": {"discount": 0.9, "trace": 0.9, "learning_rate": 2e-3, "epochs": 2, "minibatches": 8}},
     ),
     "cartpole": Entry(
         "pole balancing as a graph of one node; every agent has worlds of its own",

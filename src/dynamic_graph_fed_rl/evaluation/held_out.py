@@ -1,8 +1,10 @@
 """The learned policy beside every baseline, on held-out seeds of every scenario."""
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Controller, Environment, Observation
-from dynamic_graph_fed_rl.environments.domain import Domain
+from dynamic_graph_fed_rl.environments.domain import Domain, Simulator
 from dynamic_graph_fed_rl.environments.spec import Metric, Spec
 from dynamic_graph_fed_rl.evaluation.evaluate import begin, decide, play, run_episodes
 from dynamic_graph_fed_rl.evaluation.statistics import POLICY, summarise_scenario
@@ -52,14 +54,54 @@ def compare(
                 latency[name] = decision_latency_s(controller, environment, domain.owners, keys)
             results[name][LATENCY.name] = np.resize(latency[name], len(keys))
         headline = next(one for one in environment.spec.metrics if one.name == environment.spec.headline)
-        evaluation[scenario] = summarise_scenario(
-            results,
-            headline.name,
-            worst=domain.idle,
-            exclude=(POLICY, *domain.references),
-            lower_is_better=headline.lower_is_better,
-        )
+        evaluation[scenario] = _summarised(domain, results, headline)
     return evaluation
+
+
+def prove(
+    domain: Domain,
+    simulator: Simulator,
+    policy: Controller,
+    seeds: Sequence[int],
+    on_done: Callable[[str, int], None],
+) -> dict[str, Any]:
+    """The same comparison in an independent simulator, as the scenario of its name; as many episodes at once as
+    there are processors. `on_done(controller, seed)` is called after each.
+
+    Raises:
+        ValueError: an episode could not be played to its end.
+    """
+    controllers = simulator.controllers(policy)
+    played: dict[str, dict[int, dict[str, float]]] = {name: {} for name in controllers}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = {pool.submit(play, seed): (name, seed) for seed in seeds for name, play in controllers.items()}
+        try:
+            for done in as_completed(waiting):
+                name, seed = waiting[done]
+                try:
+                    played[name][seed] = done.result()
+                except RuntimeError as error:
+                    raise ValueError(f"{simulator.name}, {name}, seed {seed}: {error}") from error
+                on_done(name, seed)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    results = {
+        name: {metric.name: np.array([episodes[seed][metric.name] for seed in seeds]) for metric in simulator.metrics}
+        for name, episodes in played.items()
+    }
+    headline = next(one for one in simulator.metrics if one.name == simulator.headline)
+    return {simulator.name: _summarised(domain, results, headline)}
+
+
+def _summarised(domain: Domain, results: Mapping[str, Mapping[str, np.ndarray]], headline: Metric) -> dict[str, Any]:
+    return summarise_scenario(
+        results,
+        headline.name,
+        worst=domain.idle,
+        exclude=(POLICY, *domain.references),
+        lower_is_better=headline.lower_is_better,
+    )
 
 
 def episodes_of(

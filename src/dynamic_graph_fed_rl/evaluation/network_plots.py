@@ -52,6 +52,8 @@ class NetworkMap:
     demand_label: str = "demand"
     demand_unit: str = ""
     source_label: str = "source"
+    placed: str = "Drawn by connection, not by geography."
+    """How, in a sentence."""
     region_names: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:

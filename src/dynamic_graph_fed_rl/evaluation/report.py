@@ -92,12 +92,13 @@ def write_report(run_dir: Path, metrics: Sequence[Metric], headline: str) -> Pat
         draw_learning_curves(folder / "learning_curves.png", rows)
         sections += ["## Learning", "![Learning curves](learning_curves.png)"]
     if (folder / "map.npz").exists():
-        draw_network(folder / "map.png", NetworkMap.load(folder / "map.npz"))
+        shown = NetworkMap.load(folder / "map.npz")
+        draw_network(folder / "map.png", shown)
         sections += [
             "## Network",
             "![Map of the network](map.png)",
-            "Drawn by connection, not by geography. Edges are as wide as their rating, nodes as large as "
-            "their demand; tinted areas are the regions of the agents.",
+            f"{shown.placed} Edges are as wide as their rating, nodes as large as their demand; tinted areas are "
+            "the regions of the agents.",
         ]
     if (folder / "day.npz").exists():
         draw_timeline(folder / "day.png", Timeline.load(folder / "day.npz"))

@@ -74,7 +74,9 @@ class GraphActorCritic(eqx.Module):
         remembered = self.memory.features(len(spec.node_features))
         keys = jnp.stack([encoder_key, actor_key])
         self.actor = SlotNetwork(keys, remembered, spec, spec.action_size, width, layers, encoder)
-        self.log_std = jnp.full((spec.action_size,), math.log(initial_std), jnp.float32)
+        # choices have none: what is learned does not depend on how many there are
+        sizes = 0 if spec.action == "discrete" else spec.action_size
+        self.log_std = jnp.full((sizes,), math.log(initial_std), jnp.float32)
         self.critic = GraphCritic(critic_key, remembered, spec, width)
         self.discrete = spec.action == "discrete"
         self.edge_features = tuple(column.name for column in spec.edge_features)

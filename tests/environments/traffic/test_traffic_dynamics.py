@@ -11,7 +11,7 @@ from small_city import ROUTES, net_xml, write
 
 from dynamic_graph_fed_rl.environments.traffic.constants import demand_constants, road_constants
 from dynamic_graph_fed_rl.environments.traffic.demand import read_demand
-from dynamic_graph_fed_rl.environments.traffic.dynamics import advance, empty_roads, switched
+from dynamic_graph_fed_rl.environments.traffic.dynamics import Conditions, advance, empty_roads, switched
 from dynamic_graph_fed_rl.environments.traffic.generate import generated
 from dynamic_graph_fed_rl.environments.traffic.joining import read_network
 from dynamic_graph_fed_rl.environments.traffic.network import Conduct, Demand
@@ -31,7 +31,7 @@ def town():
     @jax.jit
     def minute(state, wanted, closed, level, key):
         state = switched(state, wanted, jnp.full(network.signals, 3.0))
-        return advance(roads, wishes, state, key, closed, level, STEPS)
+        return advance(roads, wishes, state, key, shut(network, closed), level, STEPS)
 
     return network, roads, minute
 
@@ -54,7 +54,7 @@ def test_no_car_is_lost_or_made_whatever_the_signals_and_closures(town, seed, le
         assert (state.vehicles <= roads.link_storage).all()
         standing = np.bincount(network.movement_from, np.asarray(state.queue), minlength=network.links)
         assert (standing <= state.vehicles).all()
-        for leaf in (state.queue, state.vehicles, state.entry, state.inflow):
+        for leaf in (state.queue, state.vehicles, state.entry):
             np.testing.assert_array_equal(leaf, np.round(leaf))
 
 
@@ -65,14 +65,19 @@ def crossing(tmp_path_factory):
     return network, read_demand(network, write(folder, "a.rou.xml", ROUTES), 0.0, 900.0)
 
 
-def run(network, demand, state, wanted, seconds, closed=None, key=0):
+def shut(network, closed):
+    return eqx.tree_at(lambda c: c.closed, Conditions.normal(network.links, network.signals), closed)
+
+
+def run(network, demand, state, wanted, seconds, closed=None, key=0, conditions=None):
     roads = road_constants(network)
-    closed = jnp.zeros(network.links, bool) if closed is None else closed
+    if conditions is None:
+        conditions = shut(network, jnp.zeros(network.links, bool) if closed is None else closed)
     state = switched(state, jnp.asarray(wanted, jnp.int32), jnp.full(network.signals, 3.0))
     wishes = demand_constants(network, demand)
     trace = []
     for t in range(seconds):
-        state, counts = move_on(roads, wishes, state, jax.random.key(key + t), closed, jnp.ones(()), 1)
+        state, counts = move_on(roads, wishes, state, jax.random.key(key + t), conditions, jnp.ones(()), 1)
         trace.append((state, counts))
     return trace
 
@@ -94,7 +99,7 @@ def test_a_car_alone_takes_the_free_time_of_its_links(crossing):
     demand = only(network, demand, "south", 1.0, "north")
     state = empty_roads(roads, 1)
     # one car in the first second, none after it
-    wishes, everywhere = demand_constants(network, demand), jnp.zeros(4, bool)
+    wishes, everywhere = demand_constants(network, demand), Conditions.normal(4, 1)
     state, _ = move_on(roads, wishes, state, jax.random.key(0), everywhere, jnp.ones(()), 1)
     # the south has its green in the second phase
     state = eqx.tree_at(lambda s: (s.phase, s.target), state, (jnp.ones(1, jnp.int32), jnp.ones(1, jnp.int32)))
@@ -120,6 +125,28 @@ def test_a_queue_discharges_at_saturation_after_its_lost_time(crossing):
     first = next(t for t, n in enumerate(passed) if n > 0) + 1
     assert first == 3 + 3
     assert passed[29] - passed[first - 1] == pytest.approx(0.4 * (30 - first), abs=1.0)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_drop_of_capacity_takes_its_share_of_the_saturation_flow(crossing, share):
+    network, demand = crossing
+    demand = only(network, demand, "south", 0.9, "north")
+    south, north = network.link_of_edge["south"], network.link_of_edge["north"]
+    normal = Conditions.normal(network.links, 1)
+    dropped = eqx.tree_at(lambda c: c.capacity, normal, normal.capacity.at[south].set(share))
+    trace = run(network, demand, empty_roads(road_constants(network), 1), [1], 150, conditions=dropped)
+    passed = np.cumsum([float(c.left) for _, c in trace]) + [float(s.vehicles[north]) for s, _ in trace]
+    assert passed[149] - passed[49] == pytest.approx(100 * share * network.conduct.saturation_per_s, abs=1.0)
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_at_a_dark_signal_a_lane_passes_a_quarter_whatever_the_phase(crossing, phase):
+    network, demand = crossing
+    demand, north = only(network, demand, "south", 0.9, "north"), network.link_of_edge["north"]
+    dark = eqx.tree_at(lambda c: c.dark, Conditions.normal(network.links, 1), jnp.ones(1, bool))
+    trace = run(network, demand, empty_roads(road_constants(network), 1), [phase], 150, conditions=dark)
+    passed = np.cumsum([float(c.left) for _, c in trace]) + [float(s.vehicles[north]) for s, _ in trace]
+    assert passed[149] - passed[49] == pytest.approx(100 * 0.25 * network.conduct.saturation_per_s, abs=1.0)
 
 
 def test_nobody_passes_at_red_or_into_a_closed_link(crossing):
@@ -161,7 +188,7 @@ def test_turns_are_made_in_the_ratios_of_the_demand(crossing):
         demand_constants(wide, mixed),
         empty_roads(roads, 1),
         jax.random.key(1),
-        jnp.zeros(4, bool),
+        Conditions.normal(4, 1),
         jnp.ones(()),
         6000,
     )
@@ -186,7 +213,7 @@ def test_mean_delay_at_a_fixed_time_signal_lies_within_websters_terms(crossing):
         time_s, key = row
         wanted = (jnp.mod(time_s, cycle) >= 33.0).astype(jnp.int32)[None]
         state = switched(state, wanted, jnp.full(1, 3.0))
-        return advance(roads, wishes, state, key, jnp.zeros(4, bool), jnp.ones(()), 1)
+        return advance(roads, wishes, state, key, Conditions.normal(4, 1), jnp.ones(()), 1)
 
     def hours(key):
         seconds = 40 * int(cycle)

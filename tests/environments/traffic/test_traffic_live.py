@@ -1,6 +1,7 @@
 """What needs no SUMO is tested always, an episode in SUMO where it is installed."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def settings(tmp_path_factory):
 def test_a_sumo_that_cannot_start_says_why_and_is_gone(settings):
     network = read_network(settings.net)
     broken = SumoSettings(Path("/nowhere.net.xml"), settings.routes, 0.0)
-    message = "SUMO failed in 'start'" if installed else "libsumo is not installed: pip install eclipse-sumo libsumo"
+    message = "SUMO failed in 'start'" if installed else r"libsumo is not installed: pip install .*\[sumo\]"
     with pytest.raises(RuntimeError, match=message):
         SumoProcess(network, broken)
 
@@ -38,6 +39,33 @@ def test_a_sumo_that_dies_does_not_hang(settings):
         world._process.kill()
         with pytest.raises(RuntimeError, match="SUMO (has )?ended"):
             world.advance(np.zeros((1, network.signals), int), 5)
+
+
+@pytest.mark.skipif(not installed, reason="needs libsumo, of the extra 'sumo'")
+def test_nobody_drives_onto_a_closed_link_and_no_car_is_lost(settings):
+    from dynamic_graph_fed_rl.environments.traffic.live import sensed
+    from dynamic_graph_fed_rl.environments.traffic.study import installed as installed_network
+
+    network, _, sumo = installed_network("cologne8")
+    link = network.link_of_edge["-186623965#16"]
+    closed = replace(sumo, duration_s=420.0, closures=((link, 100.0, 300.0),))
+    with SumoProcess(network, closed) as world:
+        looks = [world.look]
+        looks += [world.advance(None, 5) for _ in range(84)]
+        told = [bool(sensed(look).closed[link]) for look in looks]
+        outcome = world.finish()
+    # told from the moment on, and until it opens again
+    assert [look.time_s for look, shut in zip(looks, told, strict=True) if shut] == list(np.arange(105.0, 301.0, 5.0))
+    assert [float(look.since_s[link]) for look in looks[21:24]] == [5.0, 10.0, 15.0]
+    cars = np.array([look.link_vehicles[link] for look in looks])
+    assert cars[:20].max() > 0 and cars[64:].max() > 0
+    # a few start on the link itself
+    assert cars[30:60].max() <= 2
+    # those who were on the crossing
+    assert outcome.let_in <= 5
+    assert outcome.led_around > 10 and outcome.removed == 0
+    assert len(outcome.standing) == 85
+    assert outcome.p95_delay_s >= np.median(outcome.delay_s)
 
 
 @pytest.mark.skipif(not installed, reason="needs libsumo, of the extra 'sumo'")

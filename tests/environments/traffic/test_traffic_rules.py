@@ -8,7 +8,7 @@ from small_city import ROUTES, net_xml, write
 
 from dynamic_graph_fed_rl.environments.traffic.constants import road_constants
 from dynamic_graph_fed_rl.environments.traffic.demand import read_demand
-from dynamic_graph_fed_rl.environments.traffic.dynamics import empty_roads
+from dynamic_graph_fed_rl.environments.traffic.dynamics import Conditions, empty_roads
 from dynamic_graph_fed_rl.environments.traffic.joining import read_network
 from dynamic_graph_fed_rl.environments.traffic.network import Demand
 from dynamic_graph_fed_rl.environments.traffic.rules import (
@@ -32,7 +32,7 @@ def crossing(tmp_path_factory):
     network = read_network(write(folder, "small.net.xml", net_xml()))
     demand = read_demand(network, write(folder, "a.rou.xml", ROUTES), 0.0, 900.0)
     roads = road_constants(network)
-    calm = sense(roads, empty_roads(roads, 1), jnp.zeros(network.links, bool))
+    calm = sense(roads, empty_roads(roads, 1), Conditions.normal(network.links, 1))
     return SimpleNamespace(network=network, demand=demand, signals=signal_constants(network), calm=calm)
 
 
@@ -121,5 +121,7 @@ def test_websters_plan_is_the_formulas(crossing):
     assert critical_loads(network, demand) == pytest.approx(y.sum())
     lost = 2 * (3.0 + conduct.lost_s - conduct.yellow_use_s)
     cycle = (1.5 * lost + 5.0) / (1.0 - y.sum())
-    expected = np.maximum(np.round((cycle - lost) * y / y.sum()), 5.0)
-    np.testing.assert_allclose(webster(network, demand).green_s, [expected])
+    green = np.maximum((cycle - lost) * y / y.sum(), 5.0)
+    # with 3 s of clearance each takes whole seconds, or whole decisions of 5 s
+    np.testing.assert_allclose(webster(network, demand, decision_s=1.0).green_s, [np.round(green)])
+    np.testing.assert_allclose(webster(network, demand).green_s, [5.0 * np.round((green + 3.0) / 5.0) - 3.0])

@@ -44,11 +44,11 @@ class RuleController(Controller):
         return eqx.filter_vmap(one, out_axes=(1, 0))(memory, state)
 
 
-def rules(network: Network, demand: Demand, signals: SignalConstants) -> Mapping[str, Rule]:
+def rules(network: Network, demand: Demand, signals: SignalConstants, decision_s: float = 5.0) -> Mapping[str, Rule]:
     """The rules by name, made for a network."""
     return {
         "fixed-time": FixedTime(signals, Program.of(network)),
-        "webster": FixedTime(signals, webster(network, demand)),
+        "webster": FixedTime(signals, webster(network, demand, decision_s)),
         "actuated": Actuated(signals),
         "self-organising": SelfOrganising(signals),
         "longest-queue": LongestQueue(signals),
@@ -56,10 +56,10 @@ def rules(network: Network, demand: Demand, signals: SignalConstants) -> Mapping
     }
 
 
-def baselines(network: Network, demand: Demand, signals: SignalConstants) -> dict[str, Callable[..., Controller]]:
-    """Controllers by name, from an environment of the network."""
+def baselines(own: Mapping[str, Rule]) -> dict[str, Callable[..., Controller]]:
+    """Controllers by name, from an environment of the network whose rules these are."""
     made: dict[str, Callable[..., Controller]] = {"random": lambda environment: Uniform()}
-    for name, rule in rules(network, demand, signals).items():
+    for name, rule in own.items():
         made[name] = lambda environment, rule=rule: RuleController(environment, rule)
     return made
 

@@ -1,6 +1,7 @@
 """From a user's settings to the environments and baselines of a city."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -8,18 +9,27 @@ import numpy as np
 from jaxtyping import Int
 
 from dynamic_graph_fed_rl.environments.domain import Domain
-from dynamic_graph_fed_rl.environments.traffic.baselines import BASELINE_HELP, baselines
-from dynamic_graph_fed_rl.environments.traffic.constants import demand_constants, road_constants
-from dynamic_graph_fed_rl.environments.traffic.demand import read_demand, routed
+from dynamic_graph_fed_rl.environments.traffic.baselines import BASELINE_HELP, baselines, rules
+from dynamic_graph_fed_rl.environments.traffic.conducts import read_city
+from dynamic_graph_fed_rl.environments.traffic.constants import road_constants
+from dynamic_graph_fed_rl.environments.traffic.demand import routed
 from dynamic_graph_fed_rl.environments.traffic.environment import Traffic
-from dynamic_graph_fed_rl.environments.traffic.generate import generated
-from dynamic_graph_fed_rl.environments.traffic.joining import read_network
+from dynamic_graph_fed_rl.environments.traffic.events import closure_constants
+from dynamic_graph_fed_rl.environments.traffic.generate import GENERATED, generated
 from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network, districts
 from dynamic_graph_fed_rl.environments.traffic.observation import traffic_view
-from dynamic_graph_fed_rl.environments.traffic.scenarios import SCENARIO_HELP, stack_scenarios
+from dynamic_graph_fed_rl.environments.traffic.pictures import illustrate
+from dynamic_graph_fed_rl.environments.traffic.proof import InSumo
+from dynamic_graph_fed_rl.environments.traffic.scenarios import (
+    SCENARIO_HELP,
+    busy_links,
+    kinds_of,
+    stack_scenarios,
+)
 from dynamic_graph_fed_rl.environments.traffic.sensing import signal_constants
 from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
 from dynamic_graph_fed_rl.environments.traffic.sumo_files import installed_begin_s, installed_files
+from dynamic_graph_fed_rl.environments.traffic.sumo_process import SumoSettings
 
 
 def load(settings: TrafficSettings) -> tuple[Network, Demand]:
@@ -32,16 +42,33 @@ def load(settings: TrafficSettings) -> tuple[Network, Demand]:
         raise ValueError(
             "net and routes: a network of one's own needs both, --net city.net.xml --routes city.rou.xml"
         )
-    if settings.net is None and settings.network in ("grid", "city"):
+    sumo = sumo_settings(settings)
+    if sumo is None:
         return generated(settings.network, settings.signals, settings.load, settings.duration_s, settings.layout_seed)
-    net, routes = (
-        installed_files(settings.network)
-        if settings.net is None or settings.routes is None
-        else (Path(settings.net), Path(settings.routes))
-    )
+    return read_city(sumo.net, sumo.routes, sumo.begin_s, settings.duration_s)
+
+
+def sumo_settings(settings: TrafficSettings) -> SumoSettings | None:
+    """An hour of the same network and demand in SUMO, every car with its route; None for a generated network.
+
+    Raises:
+        ValueError: unknown network, or a file that is not there.
+    """
+    if settings.net is not None and settings.routes is not None:
+        net, routes = Path(settings.net), Path(settings.routes)
+    elif settings.network in GENERATED:
+        return None
+    else:
+        net, routes = installed_files(settings.network)
     begin_s = installed_begin_s(routes) if settings.begin_s is None else settings.begin_s
-    network = read_network(net)
-    return network, read_demand(network, routed(net, routes), begin_s or 0.0, settings.duration_s)
+    return SumoSettings(
+        net,
+        routed(net, routes),
+        begin_s or 0.0,
+        settings.duration_s,
+        yellow_s=settings.yellow_s,
+        min_green_s=settings.min_green_s,
+    )
 
 
 def build_traffic(
@@ -60,11 +87,17 @@ def build_traffic(
     whose = link_districts(network, district) == np.arange(agents)[:, None]
     length_s = min(settings.training_s, demand.duration_s) if training else demand.duration_s
     real = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    spread = settings.training_demand if training else (1.0, 1.0)
+    kinds = kinds_of(settings.scenarios, settings.edge_failure_rate, settings.time_varying_topology)
+    scenario, sets = stack_scenarios(network, demand, kinds, settings.uptake, spread)
     return Traffic(
         roads=roads,
-        demand=demand_constants(network, demand),
-        view=traffic_view(network, signals, district, settings.radius, settings.min_green_s),
-        kinds=stack_scenarios(settings.scenarios, settings.training_demand if training else (1.0, 1.0)),
+        closures=closure_constants(network, sets),
+        busy=jnp.asarray(busy_links(network, demand), jnp.int32),
+        view=traffic_view(
+            network, signals, district, settings.radius, settings.min_green_s, settings.closures_visible
+        ),
+        kinds=scenario,
         link_district=jnp.asarray(whose),
         movement_district=jnp.asarray(whose[:, network.movement_from]),
         district_signals=real(np.bincount(district, minlength=agents)),
@@ -88,15 +121,21 @@ def build(settings: TrafficSettings, agents: int) -> Domain:
     """Training environment, one evaluation environment a scenario, and the baselines."""
     _check(settings)
     network, demand = load(settings)
-    signals = signal_constants(network)
+    own = rules(network, demand, signal_constants(network), settings.decision_s)
+    training = build_traffic(settings, network, demand, agents, training=True)
+    sumo = sumo_settings(settings)
+    scenarios = {
+        name: build_traffic(replace(settings, scenarios=(name,)), network, demand, agents, training=False)
+        for name in settings.scenarios
+    }
+    shown = {"scenarios": scenarios, "rules": own, "network": network, "demand": demand}
     return Domain(
-        training=build_traffic(settings, network, demand, agents, training=True),
+        training=training,
         owners=None,
-        scenarios={
-            name: build_traffic(replace(settings, scenarios=(name,)), network, demand, agents, training=False)
-            for name in settings.scenarios
-        },
-        baselines=baselines(network, demand, signals),
+        scenarios=scenarios,
+        illustrate=partial(illustrate, **shown, district=districts(network.signal_xy_m, agents)),
+        baselines=baselines(own),
+        simulator=None if sumo is None else InSumo(network, sumo, training, own),
         idle="fixed-time",
         references=("random",),
         help=SCENARIO_HELP | BASELINE_HELP,
@@ -115,6 +154,9 @@ def _check(settings: TrafficSettings) -> None:
     for name in ("min_green_s", "yellow_s", "radius"):
         if getattr(settings, name) < 0:
             raise ValueError(f"{name} {getattr(settings, name)}: must be at least 0")
+    for name in ("uptake", "edge_failure_rate"):
+        if not 0.0 <= (getattr(settings, name) or 0.0) <= 1.0:
+            raise ValueError(f"{name} {getattr(settings, name)}: a share, from 0 to 1")
     if settings.decision_s % settings.dt_s:
         raise ValueError(f"decision_s {settings.decision_s}: must be a multiple of dt_s, {settings.dt_s}")
     low, high = settings.training_demand

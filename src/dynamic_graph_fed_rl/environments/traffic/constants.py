@@ -3,10 +3,14 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8, UInt8, UInt16
 
 from dynamic_graph_fed_rl.environments.traffic.network import YIELDING, Demand, Network
 from dynamic_graph_fed_rl.graph import padded_rows
+
+LONG_AGO_S = 60.0
+SORTED_M = 50.0
+"""Onto shorter links cars come in the lane that they need."""
 
 
 class Table(eqx.Module):
@@ -44,6 +48,7 @@ class Conducts(eqx.Module):
     lost_s: Float[Array, ""]
     yellow_use_s: Float[Array, ""]
     gap_s: Float[Array, ""]
+    patience_s: Float[Array, ""]
     cruise: Float[Array, ""]
 
 
@@ -57,31 +62,52 @@ class RoadConstants(eqx.Module):
     """Cars of one lane that may go in a step."""
     conduct: Conducts
     link_steps: Int[Array, " links"]
+    link_left: UInt8[Array, "ahead links"] | UInt16[Array, "ahead links"]
+    """Steps that a link takes beyond those ahead; at least 0."""
     link_storage: Float[Array, " links"]
     link_lane_count: Float[Array, " links"]
     link_lanes: Table
-    link_incoming: Table
     lane_link: Int[Array, " lanes"]
+    lane_storage: Float[Array, " lanes"]
+    lane_beside: Table
+    """Lanes next to it, where cars still change lanes on the link."""
     lane_movements: Table
+    """Movements stand in places: rows and columns of this table."""
     movement_lane: Int[Array, " movements"]
-    movement_turn: Int[Array, " movements"]
     movement_to: Int[Array, " movements"]
     movement_signal: Int[Array, " movements"]
-    """0 where there is none: `movement_green` is then the same in all phases."""
+    """0 where there is none: `place_green` is then the same in all phases."""
     movement_controlled: Bool[Array, " movements"]
-    movement_green: Int[Array, "movements phases"]
-    movement_lane_place: Int[Array, " movements"]
-    """Column in `lane_movements`."""
-    movement_incoming_place: Int[Array, " movements"]
-    """In the flattened `link_incoming`."""
-    movement_sibling_lanes: Table
-    """Lanes that the same turn may be made from."""
-    yielding: Int[Array, " yielding"]
-    """Movements that yield in some phase."""
-    movement_yielding_place: Int[Array, " movements"]
-    """Among `yielding`; one past its end for others."""
-    yielding_foes: Table
+    movement_place: Int[Array, " movements"]
+    """In the flattened `[lanes, columns]`."""
+    place_used: Bool[Array, "lanes columns"]
+    place_to: Int[Array, "lanes columns"]
+    place_signal: Int[Array, "lanes columns"]
+    place_controlled: Bool[Array, "lanes columns"]
+    place_green: Int8[Array, "lanes columns phases"]
+    place_turn: Int[Array, "lanes columns"]
+    place_turn_before: Int[Array, "lanes columns"]
+    """The turn of the same link whose share ends where that of `place_turn` begins."""
+    place_turn_first: Bool[Array, "lanes columns"]
+    """There is none."""
+    place_choice: Int[Array, "lanes columns"]
+    """In the flattened transpose of `choices`."""
+    place_choice_any: Bool[Array, "lanes columns"]
+    place_incoming: Int[Array, "lanes columns"]
+    """In the flattened transpose of `link_incoming`."""
+    place_yielding: Int[Array, "lanes columns"]
+    """Row of `yielding_foes`."""
+    place_yields: Bool[Array, "lanes columns"]
+    """In some phase."""
     turn_from: Int[Array, " turns"]
+    choices: Table
+    """The movements of each turn that may be made from several lanes."""
+    link_incoming: Table
+    """Places that lead onto each link."""
+    yielding_foes: Table
+    """For each movement that yields in some phase the places that go first."""
+    long_ago: Int[Array, ""]
+    """Steps after which it no longer matters when a movement was last made."""
 
 
 class DemandConstants(eqx.Module):
@@ -89,10 +115,12 @@ class DemandConstants(eqx.Module):
 
     window_s: float = eqx.field(static=True)
     rate_per_s: Float[Array, "windows links"]
-    share_before: Float[Array, "windows turns"]
     share_with: Float[Array, "windows turns"]
+    """That of the turn and of all turns before it."""
     share_on: Float[Array, "windows links"]
     """Of the cars on a link that do not end there."""
+    lane_share: Float[Array, "windows movements"]
+    """Of the cars of a turn that want the movement's lane."""
 
 
 def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
@@ -100,12 +128,21 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
     real, whole = lambda x: jnp.asarray(x, jnp.float32), lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
     conduct = network.conduct
     steps = np.maximum(np.round(network.link_time_s / dt_s), 1)
-    into = table_of(network.movement_to, network.links)
+    left = np.maximum(steps - np.arange(steps.max())[:, None], 0)
     lanes = table_of(network.movement_lane, network.lanes)
-    yields = np.flatnonzero((network.movement_green == YIELDING).any(1))
-    place = np.full(network.movements, len(yields))
-    place[yields] = np.arange(len(yields))
-    lanes_of_turn = [network.movement_lane[network.movement_turn == turn] for turn in range(len(network.turn_from))]
+    at, used = np.asarray(lanes.index), np.asarray(lanes.mask)
+    place = network.movement_lane * at.shape[1] + _column(lanes, network.movements)
+
+    def placed(values: np.ndarray) -> np.ndarray:
+        """From movements to their places; zeros elsewhere."""
+        return np.where(used.reshape(used.shape + (1,) * (values.ndim - 1)), values[at], 0)
+
+    into = table_of(network.movement_to, network.links)
+    yields = (network.movement_green == YIELDING).any(1)
+    turns = [np.flatnonzero(network.movement_turn == turn) for turn in range(len(network.turn_from))]
+    choices = table([movements for movements in turns if len(movements) > 1] or [np.zeros(0, int)])
+    chosen = np.asarray(choices.index)[np.asarray(choices.mask)]
+    before = _turn_before(network)
     return RoadConstants(
         dt_s=dt_s,
         memory=int(steps.max()),
@@ -115,29 +152,69 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
             real(conduct.lost_s),
             real(conduct.yellow_use_s),
             real(conduct.gap_s),
+            real(conduct.patience_s),
             real(conduct.cruise),
         ),
         link_steps=whole(steps),
+        link_left=jnp.asarray(left, jnp.uint8 if left.max() < 256 else jnp.uint16),
         link_storage=real(network.link_storage),
         link_lane_count=real(network.link_lanes),
         link_lanes=table_of(network.lane_link, network.links),
-        link_incoming=into,
         lane_link=whole(network.lane_link),
+        lane_storage=real((network.link_storage / network.link_lanes)[network.lane_link]),
+        lane_beside=table([_beside(network, lane) for lane in range(network.lanes)]),
         lane_movements=lanes,
         movement_lane=whole(network.movement_lane),
-        movement_turn=whole(network.movement_turn),
         movement_to=whole(network.movement_to),
         movement_signal=whole(np.maximum(network.movement_signal, 0)),
         movement_controlled=jnp.asarray(network.movement_signal >= 0),
-        movement_green=whole(network.movement_green),
-        movement_lane_place=whole(_column(lanes, network.movements)),
-        movement_incoming_place=whole(network.movement_to * into.index.shape[1] + _column(into, network.movements)),
-        movement_sibling_lanes=table([lanes_of_turn[turn] for turn in network.movement_turn]),
-        yielding=whole(yields),
-        movement_yielding_place=whole(place),
-        yielding_foes=table([np.array(network.movement_foes[m], int) for m in yields] or [np.zeros(0, int)]),
+        movement_place=whole(place),
+        place_used=jnp.asarray(used),
+        place_to=whole(placed(network.movement_to)),
+        place_signal=whole(placed(np.maximum(network.movement_signal, 0))),
+        place_controlled=jnp.asarray(placed(network.movement_signal >= 0).astype(bool)),
+        place_green=jnp.asarray(placed(network.movement_green), jnp.int8),
+        place_turn=whole(placed(network.movement_turn)),
+        place_turn_before=whole(placed(np.maximum(before, 0)[network.movement_turn])),
+        place_turn_first=jnp.asarray(placed(before[network.movement_turn] < 0).astype(bool)),
+        place_choice=whole(placed(_transposed(choices, network.movements))),
+        place_choice_any=jnp.asarray(placed(np.isin(np.arange(network.movements), chosen)).astype(bool)),
+        place_incoming=whole(placed(_transposed(into, network.movements))),
+        place_yielding=whole(placed(np.maximum(np.cumsum(yields) - 1, 0))),
+        place_yields=jnp.asarray(placed(yields).astype(bool)),
         turn_from=whole(network.turn_from),
+        choices=choices,
+        link_incoming=Table(whole(place[np.asarray(into.index)]), into.mask),
+        yielding_foes=table(
+            [place[np.array(network.movement_foes[m], int)] for m in np.flatnonzero(yields)] or [np.zeros(0, int)]
+        ),
+        long_ago=whole(np.ceil(LONG_AGO_S / dt_s)),
     )
+
+
+def _beside(network: Network, lane: int) -> Int[np.ndarray, " beside"]:
+    link = network.lane_link[lane]
+    near = [i for i in (lane - 1, lane + 1) if 0 <= i < network.lanes and network.lane_link[i] == link]
+    return np.array(near if network.link_length_m[link] >= SORTED_M else [], int)
+
+
+def _turn_before(network: Network) -> Int[np.ndarray, " turns"]:
+    """The turn before each one of the same link; -1 for the first."""
+    last: dict[int, int] = {}
+    before = []
+    for turn, link in enumerate(network.turn_from.tolist()):
+        before.append(last.get(link, -1))
+        last[link] = turn
+    return np.array(before)
+
+
+def _transposed(rows: Table, count: int) -> Int[np.ndarray, " items"]:
+    """Where each item stands in the flattened transpose; 0 if nowhere."""
+    index, mask = np.asarray(rows.index), np.asarray(rows.mask)
+    row, column = np.nonzero(mask)
+    at = np.zeros(count, np.int64)
+    at[index[mask]] = column * len(index) + row
+    return at
 
 
 def _column(rows: Table, count: int) -> Int[np.ndarray, " items"]:
@@ -150,14 +227,15 @@ def _column(rows: Table, count: int) -> Int[np.ndarray, " items"]:
 
 def demand_constants(network: Network, demand: Demand) -> DemandConstants:
     """Shares of the turns of a link, one after the other."""
-    before, upto = np.zeros_like(demand.turn_ratio), np.zeros_like(demand.turn_ratio)
-    total = np.zeros_like(demand.rate_per_s)
+    upto, total = np.zeros_like(demand.turn_ratio), np.zeros_like(demand.rate_per_s)
     for turn, link in enumerate(network.turn_from):
-        before[:, turn] = total[:, link]
         total[:, link] += demand.turn_ratio[:, turn]
         upto[:, turn] = total[:, link]
     # rounding must not make a car end its trip where none does
     snap = lambda x: jnp.asarray(np.where(x > 1 - 1e-6, 1.0, x), jnp.float32)  # noqa: E731
-    return DemandConstants(
-        demand.window_s, jnp.asarray(demand.rate_per_s, jnp.float32), snap(before), snap(upto), snap(total)
-    )
+    lane_share = demand.lane_share
+    if lane_share is None:
+        lanes = np.bincount(network.movement_turn)[network.movement_turn]
+        lane_share = np.broadcast_to(1.0 / lanes, (demand.windows, network.movements))
+    real = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    return DemandConstants(demand.window_s, real(demand.rate_per_s), snap(upto), snap(total), real(lane_share))

@@ -8,11 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network
+from dynamic_graph_fed_rl.environments.traffic.network import (
+    VEHICLE_GAP_M,
+    VEHICLE_LENGTH_M,
+    VEHICLE_SPACE_M,
+    Demand,
+    Network,
+)
 from dynamic_graph_fed_rl.environments.traffic.sumo_files import elements
 
 WINDOW_S = 900.0
+AHEAD_M = 200.0
+"""How far ahead drivers look when they choose a lane: SUMO's look 10 s ahead, to the left twice that."""
 _ROUTING_LIMIT_S = 600
 
 
@@ -21,8 +30,9 @@ def read_demand(
 ) -> Demand:
     """What drives between `begin_s` and `duration_s` later. Routes must be complete: see `routed`.
 
-    The ratios of a window are those of the cars that enter in it. Where no car of a window passes, those of the whole
-    time stand in; where none ever does, all turns are alike, for cars that are led there by a closure.
+    The ratios of a window are those of the cars that enter in it, and so are the shares of the lanes: see
+    `lanes_wanted`. Where no car of a window passes, those of the whole time stand in; where none ever does, all turns
+    are alike, and all lanes, for cars that are led there by a closure.
 
     Raises:
         ValueError: naming the file and the route with an edge that the network lacks, or that nothing drives.
@@ -31,6 +41,8 @@ def read_demand(
     enter = np.zeros((windows, network.links))
     passed = np.zeros((windows, network.links))
     taken = np.zeros((windows, len(network.turn_from)))
+    wanted = np.zeros((windows, network.movements))
+    known: dict[tuple[int, ...], dict[int, float]] = {}
     turn = {(a, b): i for i, (a, b) in enumerate(zip(network.turn_from, network.turn_to, strict=True))}
     for name, depart_s, edges in vehicles(routes):
         if not begin_s <= depart_s < begin_s + duration_s:
@@ -54,19 +66,53 @@ def read_demand(
                     f"no connection of network '{network.name}' allows"
                 )
             taken[window, turn[a, b]] += 1
-        passed[window, links] += 1
+        # a route may pass a link twice
+        np.add.at(passed[window], links, 1)
+        way = tuple(links)
+        if way not in known:
+            known[way] = lanes_wanted(network, way)
+        for movement, share in known[way].items():
+            wanted[window, movement] += share
     if not enter.any():
         raise ValueError(
             f"{routes}: no vehicle departs between {begin_s:g} and {begin_s + duration_s:g} s; look at the times in "
             "the file, and at begin and end of its .sumocfg"
         )
-    options = np.bincount(network.turn_from, minlength=network.links)
-    blind = 1.0 / options[network.turn_from]
-    total, ever = passed.sum(0)[network.turn_from], taken.sum(0)
-    overall = np.where(total > 0, ever / np.maximum(total, 1.0), blind)
-    here = passed[:, network.turn_from]
-    ratio = np.where(here > 0, taken / np.maximum(here, 1.0), overall)
-    return Demand(begin_s=begin_s, window_s=window_s, rate_per_s=enter / window_s, turn_ratio=ratio)
+    ratio = _shares(taken, passed[:, network.turn_from], network.turn_from)
+    lane_share = _shares(wanted, taken[:, network.movement_turn], network.movement_turn)
+    return Demand(begin_s, window_s, rate_per_s=enter / window_s, turn_ratio=ratio, lane_share=lane_share)
+
+
+def _shares(
+    part: Float[np.ndarray, "windows items"],
+    whole: Float[np.ndarray, "windows items"],
+    owner: Int[np.ndarray, " items"],
+) -> Float[np.ndarray, "windows items"]:
+    """Share of each item, by window if anything passed in it, else over all, else alike for all of one owner."""
+    total = whole.sum(0)
+    overall = np.where(total > 0, part.sum(0) / np.maximum(total, 1.0), 1.0 / np.bincount(owner)[owner])
+    return np.where(whole > 0, part / np.maximum(whole, 1.0), overall)
+
+
+def lanes_wanted(network: Network, way: tuple[int, ...]) -> dict[int, float]:
+    """The movements that a car on its way over these links makes by choice, and how likely: at every turn those from
+    which it gets furthest before it must change lanes, all alike where that is further than drivers look."""
+    lanes_of = network.lanes_of_link
+    # distance to the next change of lanes, from the beginning of the link ahead, for each of its lanes
+    free_m = dict.fromkeys(lanes_of[way[-1]], np.inf)
+    wanted: dict[int, float] = {}
+    for link, ahead in zip(way[-2::-1], way[:0:-1], strict=True):
+        gets_m = {
+            m: max(free_m[lane] for lane in network.movement_lands[m]) for m in network.movements_of_turn[link, ahead]
+        }
+        furthest = min(max(gets_m.values()), AHEAD_M)
+        best = [m for m, metres in gets_m.items() if metres >= furthest]
+        for m in best:
+            wanted[m] = wanted.get(m, 0.0) + 1.0 / len(best)
+        own_m = float(network.link_length_m[link])
+        free_m = dict.fromkeys(lanes_of[link], own_m)
+        free_m |= {int(network.movement_lane[m]): own_m + metres for m, metres in gets_m.items()}
+    return wanted
 
 
 def vehicles(routes: Path) -> Iterator[tuple[str, float, list[str]]]:
@@ -88,6 +134,19 @@ def vehicles(routes: Path) -> Iterator[tuple[str, float, list[str]]]:
         if not edges:
             raise ValueError(f"{routes}: vehicle '{name}' has no route, or one without edges")
         yield name, float(element.attrib["depart"]), edges
+
+
+def vehicle_space_m(routes: Path) -> float:
+    """Length of road that a standing car takes, its own and the gap before it: mean of all cars of the file."""
+    space: dict[str, float] = {}
+    taken: list[float] = []
+    for element in elements(routes, "vType", "vehicle", "trip", "flow"):
+        if element.tag == "vType" and element.get("vClass", "passenger") == "passenger":
+            length, gap = element.get("length", VEHICLE_LENGTH_M), element.get("minGap", VEHICLE_GAP_M)
+            space[element.get("id", "")] = float(length) + float(gap)
+        elif element.tag != "vType":
+            taken.append(space.get(element.get("type", ""), VEHICLE_SPACE_M))
+    return float(np.mean(taken)) if taken else VEHICLE_SPACE_M
 
 
 def routed(net: Path, routes: Path) -> Path:
@@ -134,5 +193,5 @@ def sumo_binary(program: str) -> Path:
         home = Path(found.origin).parent
     path = None if home is None else home / "bin" / program
     if path is None or not path.is_file():
-        raise ValueError(f"{program} is needed, but SUMO is not installed: pip install eclipse-sumo libsumo")
+        raise ValueError(f"{program} is needed, but SUMO is not installed: pip install 'dynamic-graph-fed-rl[sumo]'")
     return path

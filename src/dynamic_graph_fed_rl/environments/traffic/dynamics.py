@@ -7,58 +7,87 @@ by lane, so that a car that waits for its green holds up those behind it. There 
 leaving car makes is free at once.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
-from dynamic_graph_fed_rl.environments.traffic.constants import DemandConstants, RoadConstants
-from dynamic_graph_fed_rl.environments.traffic.network import PROTECTED, RED, YIELDING
+from dynamic_graph_fed_rl.environments.traffic.constants import LONG_AGO_S, DemandConstants, RoadConstants
+from dynamic_graph_fed_rl.environments.traffic.steps import COUNT, Orders, Traffic, apart, clock, rows
+from dynamic_graph_fed_rl.environments.traffic.steps import steps as run_steps
 
-_LONG_AGO_S = 60.0
+_DARK_SHARE = 0.25
+"""Of the saturation flow, what a lane passes at a dark signal: two roads of one lane a side carry 1,900 cars an hour
+over an all-way stop (Hebert 1963, as in table 10-5 of the Highway Capacity Manual of 1985), a quarter from each."""
 
 
 class TrafficState(eqx.Module):
     """All that moves. Counts are whole numbers."""
 
-    queue: Float[Array, " movements"]
+    queue: Float[Array, "movements *worlds"]
     """Cars that wait at the stop line to make the movement."""
-    vehicles: Float[Array, " links"]
+    vehicles: Float[Array, "links *worlds"]
     """On the link, those in queues included."""
-    entry: Float[Array, " links"]
+    entry: Float[Array, "links *worlds"]
     """Cars that want to begin their trip on a link and find no room."""
-    inflow: Float[Array, "steps links"]
-    """Cars that entered in each of the last steps; the last row is the newest."""
-    head: Int[Array, " lanes"]
-    """Column of `lane_movements` in which the first car of the lane waits; -1: not drawn yet."""
-    credit: Float[Array, " lanes"]
+    coming: UInt8[Array, "ahead links *worlds"]
+    """Cars that reach the end of their link in the next step, the one after it, and so on."""
+    head: Int[Array, "lanes *worlds"]
+    """Column of `lane_movements` in which the first car of the lane waits; -1: not drawn yet, -2: one that wants into
+    the lane beside, which is full."""
+    credit: Float[Array, "lanes *worlds"]
     """Cars that the lane may let go by now; less than 0 while its queue starts."""
-    quiet_s: Float[Array, " movements"]
+    waited_s: Float[Array, "lanes *worlds"]
+    """That its first car has given way to others."""
+    quiet_s: Float[Array, "movements *worlds"]
     """Since a car last made the movement."""
-    phase: Int[Array, " signals"]
-    target: Int[Array, " signals"]
+    phase: Int[Array, "signals *worlds"]
+    target: Int[Array, "signals *worlds"]
     """Phase that follows the clearance; else the same as `phase`."""
-    phase_s: Float[Array, " signals"]
+    phase_s: Float[Array, "signals *worlds"]
     """Since it turned green."""
-    clearing_s: Float[Array, " signals"]
+    clearing_s: Float[Array, "signals *worlds"]
     """Rest of the yellow before `target` turns green; 0 outside it."""
-    cleared_s: Float[Array, " signals"]
+    cleared_s: Float[Array, "signals *worlds"]
     """Since the yellow began."""
-    time_s: Float[Array, ""]
+    time_s: Float[Array, "*worlds"]
+
+
+class Conditions(eqx.Module):
+    """What is not as it should be, during a decision."""
+
+    closed: Bool[Array, "*batch links"]
+    """Nobody drives in; who is on the link may leave it."""
+    since_s: Float[Array, "*batch links"]
+    """Since the link last closed or opened."""
+    capacity: Float[Array, "*batch links"]
+    """Share of the saturation flow that its lanes pass at its end."""
+    dark: Bool[Array, "*batch signals"]
+    """All movements may go, as at an all-way stop, each lane at a quarter of its flow."""
+    working: Bool[Array, "*batch links"]
+    """Detectors of the link."""
+
+    @staticmethod
+    def normal(links: int, signals: int) -> "Conditions":
+        every = jnp.ones(links, bool)
+        return Conditions(~every, jnp.full(links, jnp.inf), jnp.ones(links), jnp.zeros(signals, bool), every)
 
 
 class Counts(eqx.Module):
     """What happened in a step or a decision."""
 
-    queued_s: Float[Array, " movements"]
+    queued_s: Float[Array, "movements *worlds"]
     """Seconds that cars spent in each queue."""
-    outside_s: Float[Array, " links"]
+    outside_s: Float[Array, "links *worlds"]
     """Seconds that cars waited to enter each link."""
-    slowed_s: Float[Array, ""]
+    slowed_s: Float[Array, "*worlds"]
     """Seconds that cars in motion lost against the speed limit."""
-    wanted: Float[Array, ""]
-    entered: Float[Array, ""]
-    left: Float[Array, ""]
+    wanted: Float[Array, "*worlds"]
+    entered: Float[Array, "*worlds"]
+    left: Float[Array, "*worlds"]
 
 
 def empty_roads(roads: RoadConstants, signals: int) -> TrafficState:
@@ -69,10 +98,11 @@ def empty_roads(roads: RoadConstants, signals: int) -> TrafficState:
         queue=jnp.zeros(movements),
         vehicles=jnp.zeros(links),
         entry=jnp.zeros(links),
-        inflow=jnp.zeros((roads.memory, links)),
+        coming=jnp.zeros((roads.memory, links), jnp.uint8),
         head=jnp.full(lanes, -1, jnp.int32),
         credit=jnp.ones(lanes),
-        quiet_s=jnp.full(movements, _LONG_AGO_S),
+        waited_s=jnp.zeros(lanes),
+        quiet_s=jnp.full(movements, LONG_AGO_S),
         phase=jnp.zeros(signals, jnp.int32),
         target=jnp.zeros(signals, jnp.int32),
         phase_s=still,
@@ -103,161 +133,132 @@ def advance(
     demand: DemandConstants,
     state: TrafficState,
     key: PRNGKeyArray,
-    closed: Bool[Array, " links"],
+    conditions: Conditions,
     level: Float[Array, ""],
     steps: int,
 ) -> tuple[TrafficState, Counts]:
-    """So many steps under the same orders and `level` times the demand; into a closed link nobody drives."""
-    links = roads.link_steps.shape[0]
+    """So many steps under the same orders and conditions, and `level` times the demand."""
+    dark = conditions.dark[roads.movement_signal] & roads.movement_controlled
+    share = jnp.where(roads.lane_movements.of(dark).any(-1), _DARK_SHARE, 1.0)
     window = jnp.clip((state.time_s // demand.window_s).astype(jnp.int32), 0, demand.rate_per_s.shape[0] - 1)
     now = jax.tree.map(lambda leaf: leaf[window], demand)
-    now = eqx.tree_at(lambda d: d.rate_per_s, now, now.rate_per_s * level)
-    # room for the rows to come, so that what a link receives is written in place
-    log = jnp.concatenate([state.inflow, jnp.zeros((steps, links))])
-    drawn = jax.random.bits(key, (steps, links + roads.lane_link.shape[0]), jnp.uint32)
-
-    def one(
-        carry: tuple[TrafficState, Array], row: tuple[Int[Array, ""], UInt[Array, " draws"]]
-    ) -> tuple[tuple[TrafficState, Array], Counts]:
-        state, log = carry
-        i, bits = row
-        due = (roads.memory + i - roads.link_steps) * links + jnp.arange(links)
-        state, entered, counts = _step(roads, now, state, log.reshape(-1)[due], closed, bits[:links], bits[links:])
-        log = jax.lax.dynamic_update_slice(log, entered[None], (roads.memory + i, jnp.zeros((), i.dtype)))
-        return (state, log), counts
-
-    blank = eqx.tree_at(lambda s: s.inflow, state, jnp.zeros((0, links)))
-    (after, log), counts = jax.lax.scan(one, (blank, log), (jnp.arange(steps), drawn))
-    after = eqx.tree_at(lambda s: s.inflow, after, log[steps:])
-    return after, jax.tree.map(lambda leaf: leaf.sum(0), counts)
-
-
-def _step(
-    roads: RoadConstants,
-    demand: DemandConstants,
-    state: TrafficState,
-    arriving: Float[Array, " links"],
-    closed: Bool[Array, " links"],
-    link_bits: UInt[Array, " links"],
-    lane_bits: UInt[Array, " lanes"],
-) -> tuple[TrafficState, Float[Array, " links"], Counts]:
-    """One step: the state but for its log of inflows, the cars that entered each link, and what is counted."""
-    dt_s = roads.dt_s
-    # 20 bits decide on rare departures, 12 on turns
-    departs = (link_bits >> 12).astype(jnp.float32) / 2**20
-    turns = (link_bits & 0xFFF).astype(jnp.float32) / 2**12
-
-    queue, ended = _arrive(roads, demand, state.queue, arriving, turns)
-    level = _green(roads, state)
-    level = jnp.where(closed[roads.movement_to], RED, level)
-    room = jnp.where(closed, 0.0, roads.link_storage - state.vehicles)
-    queue, head, credit, quiet, entered, gone = _serve(roads, state, queue, level, room, lane_bits)
-
-    wanted = jnp.floor(demand.rate_per_s * dt_s + departs)
-    entry = state.entry + wanted
-    inserted = jnp.clip(jnp.minimum(entry, room - entered), 0.0, roads.link_lane_count * dt_s)
-    entry = entry - inserted
-
-    clearing = jnp.maximum(state.clearing_s - dt_s, 0.0)
-    arrived = (state.clearing_s > 0) & (clearing <= 0)
-    after = TrafficState(
-        queue=queue,
-        vehicles=state.vehicles + entered + inserted - gone - ended,
-        entry=entry,
-        inflow=state.inflow,
-        head=head,
-        credit=credit,
-        quiet_s=quiet,
-        phase=jnp.where(arrived, state.target, state.phase),
+    orders = Orders(
         target=state.target,
-        phase_s=jnp.where(arrived, 0.0, state.phase_s + dt_s),
-        clearing_s=clearing,
-        cleared_s=state.cleared_s + dt_s,
-        time_s=state.time_s + dt_s,
+        closed=conditions.closed,
+        dark=conditions.dark,
+        saturation_per_s=roads.conduct.saturation_per_s * share * conditions.capacity[roads.lane_link],
+        demand=eqx.tree_at(lambda d: d.rate_per_s, now, now.rate_per_s * level),
+        seed=jax.random.key_data(key)[:2],
     )
-    slowed = (after.vehicles.sum() - queue.sum()) * (1.0 - roads.conduct.cruise)
-    counts = Counts(queue * dt_s, entry * dt_s, slowed * dt_s, wanted.sum(), inserted.sum(), ended.sum())
-    return after, entered + inserted, counts
+    soon = jnp.zeros((max(steps - roads.memory, 0), state.coming.shape[1]), state.coming.dtype)
+    due = jnp.concatenate([state.coming[:steps], soon])
+    blank = eqx.tree_at(lambda s: s.coming, state, state.coming[:0])
+    after, received, counts = _one(roads, blank, orders, due)
+    after = eqx.tree_at(lambda s: s.coming, after, _coming(roads, state.coming, received))
+    return after, counts
 
 
-def _arrive(
-    roads: RoadConstants,
-    demand: DemandConstants,
-    queue: Float[Array, " movements"],
-    arriving: Float[Array, " links"],
-    draw: Float[Array, " links"],
-) -> tuple[Float[Array, " movements"], Float[Array, " links"]]:
-    """Cars at the end of their link join a queue, or end their trip.
-
-    Whole numbers in the mean ratios from one draw a link (systematic sampling): of n cars a turn gets those of the
-    points draw, draw + 1, ... that fall into its share of [0, n]. They take the lane with the shortest queue.
-    """
-    many, offset = arriving[roads.turn_from], draw[roads.turn_from]
-    turning = jnp.floor(many * demand.share_with + offset) - jnp.floor(many * demand.share_before + offset)
-    ended = arriving - jnp.floor(arriving * demand.share_on + draw)
-    lanes = roads.lane_link.shape[0]
-    rank = roads.lane_movements.sum(queue) * lanes + jnp.arange(lanes)
-    others = jnp.where(roads.movement_sibling_lanes.mask, rank[roads.movement_sibling_lanes.index], jnp.inf)
-    shortest = rank[roads.movement_lane] <= others.min(-1)
-    return queue + jnp.where(shortest, turning[roads.movement_turn], 0.0), ended
+def _coming(
+    roads: RoadConstants, coming: UInt8[Array, "ahead links"], received: UInt8[Array, "steps links"]
+) -> UInt8[Array, "ahead links"]:
+    """Time goes on by the steps in which the links received cars."""
+    steps = received.shape[0]
+    later = jnp.concatenate([coming[steps:], jnp.zeros((min(steps, roads.memory), coming.shape[1]), coming.dtype)])
+    return jax.lax.fori_loop(
+        0,
+        steps,
+        lambda i, later: jnp.where(
+            roads.link_left == jnp.asarray(steps - i, roads.link_left.dtype), received[i], later
+        ),
+        later,
+        unroll=min(steps, 8),
+    )
 
 
-def _green(roads: RoadConstants, state: TrafficState) -> Int[Array, " movements"]:
-    """0 red, 1 green that yields, 2 green.
-
-    In the clearance what stays green in the next phase does. Of what loses it, cars still drive on at its beginning,
-    and those that had to yield, which wait within the crossing by then, until its end.
-    """
-    rows = jnp.stack([state.phase, state.target], -1)[roads.movement_signal]
-    level = jnp.take_along_axis(roads.movement_green, rows, axis=1)
-    before, both = level[:, 0], level.min(1)
-    clears = ((state.clearing_s > 0) & (state.cleared_s >= roads.conduct.yellow_use_s))[roads.movement_signal]
-    return jnp.where(clears & (before != YIELDING), both, before)
+@jax.custom_batching.custom_vmap
+def _one(roads: RoadConstants, *args: PyTree) -> PyTree:
+    """`_moved` in one world; under `vmap` in all at once."""
+    wide = jax.tree.map(lambda leaf: leaf[..., None], args)
+    return jax.tree.map(lambda leaf: leaf[..., 0], _moved(roads, *wide))
 
 
-def _serve(
-    roads: RoadConstants,
-    state: TrafficState,
-    queue: Float[Array, " movements"],
-    level: Int[Array, " movements"],
-    room: Float[Array, " links"],
-    lane_bits: UInt[Array, " lanes"],
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Lets the first cars of the lanes go: queues, heads, credits, pauses; cars into and out of each link."""
-    conduct, dt_s = roads.conduct, roads.dt_s
-    head, quiet = state.head, state.quiet_s
-    credit = state.credit + conduct.saturation_per_s * dt_s
-    entered, gone = jnp.zeros_like(room), jnp.zeros_like(room)
-    sent_any = jnp.zeros(queue.shape, bool)
-    columns = jnp.arange(roads.lane_movements.index.shape[1])
-    for service in range(roads.services):
-        waiting = roads.lane_movements.of(queue)
-        count = waiting.sum(-1)
-        draw = ((lane_bits >> (8 * (service % 4))) & 0xFF).astype(jnp.float32) / 2**8
-        # the first car stays the first until it goes
-        chosen = (waiting.cumsum(-1) <= (draw * count)[:, None]).sum(-1)
-        head = jnp.where(count > 0, jnp.where(head < 0, chosen, head), -1)
-        first = head[roads.movement_lane] == roads.movement_lane_place
-        willing = first & (level > RED)
-        # those that go first are in motion, or about to be
-        pressing = (quiet < conduct.gap_s) | (willing & (level == PROTECTED) & (room[roads.movement_to] > 0))
-        held = (roads.yielding_foes.of(pressing & (level > RED)).any(-1)) & (level[roads.yielding] == YIELDING)
-        held = jnp.append(held, False)[roads.movement_yielding_place]
-        ready = willing & ~held & (credit >= 1.0)[roads.movement_lane]
+@_one.def_vmap
+def _all_at_once(size: int, batched: list[PyTree], roads: RoadConstants, *args: PyTree) -> tuple[PyTree, PyTree]:
+    if any(jax.tree.leaves(batched[0])):
+        # worlds whose roads differ
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
+        result = jax.vmap(_one.fun, axes, axis_size=size)(roads, *args)
+    else:
+        wide = jax.tree.map(
+            lambda is_batched, leaf: jnp.moveaxis(leaf if is_batched else jnp.stack([leaf] * size), 0, -1),
+            tuple(batched[1:]),
+            args,
+        )
+        last = _moved(roads, *wide)
+        first = lambda: jax.tree.map(lambda leaf: _stored(jnp.moveaxis(leaf, -1, 0)), last)  # noqa: E731
+        result = apart(clock(wide[0].time_s), first)
+    return result, jax.tree.map(lambda _: True, result)
 
-        asking = roads.link_incoming.of(ready)
-        granted = asking & (asking.cumsum(-1) <= (room - entered)[:, None])
-        sent = granted.reshape(-1)[roads.movement_incoming_place]
-        queue = queue - sent
-        left = roads.lane_movements.of(sent).any(-1)
-        # a queue that stands at red needs time to start
-        red = (head >= 0) & ~((columns == head[:, None]) & (roads.lane_movements.of(level) > RED)).any(-1)
-        credit = jnp.where(red, 1.0 - conduct.saturation_per_s * conduct.lost_s, credit - left)
-        head = jnp.where(left, -1, head)
-        entered = entered + granted.sum(-1)
-        gone = gone + roads.link_lanes.sum(left.astype(jnp.float32))
-        sent_any = sent_any | sent
-    # who could go and did not gains nothing by waiting
-    credit = jnp.minimum(credit, 1.0)
-    quiet = jnp.where(sent_any, 0.0, jnp.minimum(quiet + dt_s, _LONG_AGO_S))
-    return queue, head, credit, quiet, entered, gone
+
+def _stored(leaf: Array) -> Array:
+    """In its own order: the compiler would rather leave it as it was, and read it across the grain from then on."""
+    return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
+
+
+def _moved(
+    roads: RoadConstants, state: TrafficState, orders: Orders, due: UInt8[Array, "steps links worlds"]
+) -> tuple[TrafficState, Array, Counts]:
+    """The state but for what is coming, the cars that each link received in each step, and what is counted."""
+    used, dt_s = roads.place_used[..., None], roads.dt_s
+    places = lambda leaf: jnp.where(used, rows(leaf, roads.lane_movements.index), jnp.zeros((), COUNT))  # noqa: E731
+    movements = lambda leaf: rows(leaf.reshape(-1, leaf.shape[-1]), roads.movement_place)  # noqa: E731
+    real = lambda leaf: leaf.astype(jnp.float32)  # noqa: E731
+    traffic = Traffic(
+        queue=places(state.queue.astype(COUNT)),
+        quiet=places(jnp.round(state.quiet_s / dt_s).astype(COUNT)),
+        vehicles=state.vehicles.astype(COUNT),
+        entry=state.entry.astype(COUNT),
+        head=state.head.astype(jnp.int8),
+        credit=state.credit,
+        waited_s=state.waited_s,
+        phase=state.phase,
+        phase_s=state.phase_s,
+        clearing_s=state.clearing_s,
+        cleared_s=state.cleared_s,
+    )
+    traffic, happened = run_steps(roads, traffic, orders, due.astype(COUNT), clock(state.time_s))
+    after = dataclasses.replace(
+        state,
+        queue=real(movements(traffic.queue)),
+        vehicles=real(traffic.vehicles),
+        entry=real(traffic.entry),
+        head=traffic.head.astype(jnp.int32),
+        credit=traffic.credit,
+        waited_s=traffic.waited_s,
+        quiet_s=real(movements(traffic.quiet)) * dt_s,
+        phase=traffic.phase,
+        phase_s=traffic.phase_s,
+        clearing_s=traffic.clearing_s,
+        cleared_s=traffic.cleared_s,
+        time_s=state.time_s + due.shape[0] * dt_s,
+    )
+    total = lambda leaf: real(leaf.sum(tuple(range(leaf.ndim - 1)), dtype=jnp.int32))  # noqa: E731
+    queued = happened.queue.sum(0, dtype=jnp.int32)
+    counts = Counts(
+        queued_s=real(movements(queued)) * dt_s,
+        outside_s=real(happened.entry.sum(0, dtype=jnp.int32)) * dt_s,
+        slowed_s=(total(happened.vehicles) - total(queued)) * (1.0 - roads.conduct.cruise) * dt_s,
+        wanted=total(happened.wanted),
+        entered=total(happened.inserted),
+        left=total(happened.ended),
+    )
+    return after, happened.received.astype(jnp.uint8), counts
+
+
+def turned_away(roads: RoadConstants, state: TrafficState, instead: Int[Array, " movements"]) -> TrafficState:
+    """Cars that wait for a movement wait for the one that stands `instead` of it, on the same link, from now on."""
+    own = jnp.arange(instead.shape[0])
+    queue = jax.ops.segment_sum(state.queue, instead, num_segments=instead.shape[0])
+    first = jnp.take_along_axis(roads.lane_movements.index, jnp.maximum(state.head, 0)[:, None], axis=1)[:, 0]
+    head = jnp.where((instead == own)[first], state.head, -1)
+    return eqx.tree_at(lambda s: (s.queue, s.head), state, (queue, head))

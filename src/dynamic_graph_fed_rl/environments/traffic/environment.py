@@ -7,8 +7,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dynamic_graph_fed_rl.environments.base import Environment, Observation, Transition
 from dynamic_graph_fed_rl.environments.spec import Metric, Spec
-from dynamic_graph_fed_rl.environments.traffic.constants import DemandConstants, RoadConstants
-from dynamic_graph_fed_rl.environments.traffic.dynamics import TrafficState, advance, empty_roads, switched
+from dynamic_graph_fed_rl.environments.traffic.constants import RoadConstants
+from dynamic_graph_fed_rl.environments.traffic.dynamics import (
+    Conditions,
+    TrafficState,
+    advance,
+    empty_roads,
+    switched,
+    turned_away,
+)
+from dynamic_graph_fed_rl.environments.traffic.events import LONG_AGO_S, Closures, Events, draw_events
 from dynamic_graph_fed_rl.environments.traffic.observation import TrafficView
 from dynamic_graph_fed_rl.environments.traffic.scenarios import Scenario
 from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, sense
@@ -24,12 +32,12 @@ _GRIDLOCK_S = 300.0
 
 
 class CityState(eqx.Module):
-    """The roads, what is closed, and how the episode goes."""
+    """The roads, what happens on them, and how the episode goes."""
 
     traffic: TrafficState
-    closed: Bool[Array, " links"]
-    level: Float[Array, ""]
-    """Demand over that of the network's file."""
+    events: Events
+    since_s: Float[Array, " links"]
+    """Since each link last closed or opened."""
     decisions: Int[Array, ""]
     idle_s: Float[Array, ""]
     """Since a car last reached its end while any was on the roads."""
@@ -53,7 +61,10 @@ class Traffic(Environment):
     """
 
     roads: RoadConstants
-    demand: DemandConstants
+    closures: Closures
+    """And the demand, under each of them."""
+    busy: Int[Array, " candidates"]
+    """Links that drops of capacity hit."""
     view: TrafficView
     kinds: Scenario
     link_district: Bool[Array, "agents links"]
@@ -91,22 +102,29 @@ class Traffic(Environment):
 
     def sensed(self, state: CityState) -> Sensed:
         """What detectors tell: all that baselines and policies may know."""
-        return sense(self.roads, state.traffic, state.closed)
+        return sense(self.roads, state.traffic, self.conditions(state))
+
+    def conditions(self, state: CityState) -> Conditions:
+        """What is closed, dark or broken now."""
+        return state.events.conditions(self.closures, state.traffic.time_s, state.since_s)
 
     def reset(self, key: PRNGKeyArray) -> tuple[CityState, Observation]:
         """Empty roads at a quarter of an hour's begin, every signal in its first phase."""
-        kind_key, level_key, start_key = jax.random.split(key, 3)
-        kind = jax.random.randint(kind_key, (), 0, self.kinds.demand_low.shape[0])
-        low, high = self.kinds.demand_low[kind], self.kinds.demand_high[kind]
-        window = self.demand.window_s
+        kind_key, event_key, start_key = jax.random.split(key, 3)
+        number = jax.random.randint(kind_key, (), 0, self.kinds.demand_low.shape[0])
+        kind = jax.tree.map(lambda leaf: leaf[number], self.kinds)
+        links, signals = self.roads.link_steps.shape[0], self.view.signals.signals
+        window = self.closures.demand.window_s
+        length_s = self.episode_decisions * self.decision_s
+        demand_s = window * self.closures.demand.rate_per_s.shape[1]
         start = jnp.floor(jax.random.uniform(start_key) * (self.latest_start_s / window + 1.0)) * window
-        traffic = empty_roads(self.roads, self.view.signals.signals)
+        traffic = empty_roads(self.roads, signals)
         # a signal that has just been switched on may be switched at once
         traffic = eqx.tree_at(lambda t: (t.time_s, t.phase_s), traffic, (start, traffic.phase_s + self.min_green_s))
         state = CityState(
             traffic=traffic,
-            closed=jnp.zeros(self.roads.link_steps.shape, bool),
-            level=low + (high - low) * jax.random.uniform(level_key),
+            events=draw_events(event_key, kind, links, signals, self.busy, demand_s, start, length_s),
+            since_s=jnp.full(links, LONG_AGO_S),
             decisions=jnp.zeros((), jnp.int32),
             idle_s=jnp.zeros(()),
             gridlocked=jnp.asarray(False),
@@ -125,17 +143,20 @@ class Traffic(Environment):
         possible = inside & jnp.take_along_axis(allowed, clipped[:, None], axis=1)[:, 0]
         applied = jnp.where(possible, clipped, now.target)
         ordered = switched(now, applied, jnp.broadcast_to(self.yellow_s, now.clearing_s.shape))
-        traffic, counts = advance(
-            self.roads, self.demand, ordered, key, state.closed, state.level, self.decision_steps
-        )
+        row, conditions = state.events.row(now.time_s), self.conditions(state)
+        demand = self.closures.demand_of(row, now.time_s)
+        if self.closures.members.shape[0] > 1:
+            ordered = turned_away(self.roads, ordered, self.closures.instead[row])
+        level = state.events.demand_level(self.closures.demand, now.time_s)
+        traffic, counts = advance(self.roads, demand, ordered, key, conditions, level, self.decision_steps)
 
         present = traffic.vehicles.sum() > 0
         idle = jnp.where((counts.left > 0) | ~present, 0.0, state.idle_s + self.decision_s)
         stuck = idle > _GRIDLOCK_S
         after = CityState(
             traffic=traffic,
-            closed=state.closed,
-            level=state.level,
+            events=state.events,
+            since_s=self._since(state, traffic.time_s),
             decisions=state.decisions + 1,
             idle_s=idle,
             gridlocked=state.gridlocked | stuck,
@@ -163,6 +184,12 @@ class Traffic(Environment):
             },
         )
         return after, transition
+
+    def _since(self, state: CityState, then_s: Float[Array, ""]) -> Float[Array, " links"]:
+        """Since each link last closed or opened, at the end of a decision."""
+        closed = self.closures.members
+        changed = closed[state.events.row(state.traffic.time_s)] != closed[state.events.row(then_s)]
+        return jnp.where(changed, 0.0, jnp.minimum(state.since_s + self.decision_s, LONG_AGO_S))
 
     def episode_metrics(self, totals: dict[str, Array]) -> dict[str, Array]:
         """Figures of an hour; a car's delay is the time it lost against the speed limit, or waited to enter."""

@@ -25,6 +25,7 @@ from dynamic_graph_fed_rl.environments.traffic.rules import critical_loads
 
 BLOCK_M = 200.0
 SPEED_M_S = 13.9
+GENERATED = ("grid", "city")
 MOST_LEGS = 4
 TRIPS_PER_LINK = 20
 # a rush hour's four quarters
@@ -182,6 +183,7 @@ def _network(name: str, streets: Streets) -> Network:
         movement_signal=signal,
         movement_green=green,
         movement_foes=foes,
+        movement_lands=tuple((2 * b, 2 * b + 1) for b in turn_to[movement_turn].tolist()),
         turn_from=turn_from,
         turn_to=turn_to,
     )

@@ -40,15 +40,15 @@ class Road:
     """Length of all its lanes together."""
 
 
-def read_network(path: Path) -> Network:
-    """A `.net.xml`, plain or `.gz`.
+def read_network(path: Path, vehicle_space_m: float = VEHICLE_SPACE_M) -> Network:
+    """A `.net.xml`, plain or `.gz`, on whose roads a standing car takes so much.
 
     Raises:
         ValueError: naming the file, or the signal and movement that is never served, or what else is missing.
     """
     layout = read_layout(path)
     roads, connections = join_short_roads(layout)
-    return _assemble(network_name(path), layout, roads, connections)
+    return _assemble(network_name(path), layout, roads, connections, vehicle_space_m)
 
 
 def join_short_roads(layout: Layout) -> tuple[dict[str, Road], list[Connection]]:
@@ -62,7 +62,10 @@ def join_short_roads(layout: Layout) -> tuple[dict[str, Road], list[Connection]]
         going = [c for c in connections if c.edge == name and not c.around]
         before, after = {c.edge for c in coming} - {name}, {c.to_edge for c in going} - {name}
         if len(before) == 1 and going and not any(c.signal for c in coming):
-            connections = _join_before(roads, connections, next(iter(before)), name)
+            (road,) = before
+            # where the road before forks, its cars wait for each branch on their own
+            if {c.to_edge for c in connections if c.edge == road and not c.around} == {name}:
+                connections = _join_before(roads, connections, road, name)
         elif len(after) == 1 and coming and not any(c.signal for c in going):
             (next_road,) = after
             if {c.edge for c in connections if c.to_edge == next_road and not c.around} == {name}:
@@ -79,36 +82,22 @@ def _road(edge: Edge) -> Road:
 def _join_before(roads: dict[str, Road], connections: list[Connection], before: str, short: str) -> list[Connection]:
     """The short road becomes the end of the one before it."""
     upper, lower = roads[before], roads.pop(short)
-    through = {
-        c.lane: {d.to_lane for d in connections if d.lane == c.lane and d.to_edge == short} for c in connections
-    }
-    elsewhere = [c for c in connections if c.edge == before and c.to_edge != short and not c.around]
-    joined = Road(
+    roads[before] = Road(
         edges=upper.edges + lower.edges,
         origin=upper.origin,
-        end=upper.end if elsewhere else lower.end,
-        lanes=upper.lanes if elsewhere else lower.lanes,
-        length_m=upper.length_m if elsewhere else upper.length_m + lower.length_m,
-        seconds=upper.seconds if elsewhere else upper.seconds + lower.seconds,
+        end=lower.end,
+        lanes=lower.lanes,
+        length_m=upper.length_m + lower.length_m,
+        seconds=upper.seconds + lower.seconds,
         lane_m=upper.lane_m + lower.lane_m,
     )
-    roads[before] = joined
-    # who turned back into the short road now does so into the whole
+    # who turned back into the short road now does so into the whole, and who turns back before it at its end
     kept = [
         replace(c, to_edge=before) if c.to_edge == short else c for c in connections if c.edge not in (before, short)
     ]
+    back = [replace(c, lane=lower.lanes[-1]) for c in connections if c.edge == before and c.to_edge != short]
     leaving = [c for c in connections if c.edge == short and c.to_edge != short]
-    if not elsewhere:
-        # who turns back before the short road does so at its end
-        back = [replace(c, lane=lower.lanes[-1]) for c in connections if c.edge == before and c.to_edge != short]
-        return kept + back + [replace(c, edge=before) for c in leaving if c.to_edge != before]
-    kept += [c for c in connections if c.edge == before and c.to_edge != short]
-    entering = [lane for lane in upper.lanes if through.get(lane)]
-    for c in leaving:
-        # where no lane leads there straight, cars change lanes within the short road
-        lanes = [lane for lane in entering if c.lane in through[lane]] or entering
-        kept += [replace(c, edge=before, lane=lane) for lane in lanes if c.to_edge != before]
-    return kept
+    return kept + back + [replace(c, edge=before) for c in leaving if c.to_edge != before]
 
 
 def _join_after(roads: dict[str, Road], connections: list[Connection], short: str, after: str) -> list[Connection]:
@@ -127,7 +116,9 @@ def _join_after(roads: dict[str, Road], connections: list[Connection], short: st
     return [replace(c, to_edge=after) if c.to_edge == short else c for c in kept]
 
 
-def _assemble(name: str, layout: Layout, roads: dict[str, Road], connections: list[Connection]) -> Network:
+def _assemble(
+    name: str, layout: Layout, roads: dict[str, Road], connections: list[Connection], vehicle_space_m: float
+) -> Network:
     link = {road: i for i, road in enumerate(roads)}
     signal = {s: i for i, s in enumerate(sorted({c.signal for c in connections if c.signal}))}
     programs = [layout.programs[s] for s in signal]
@@ -136,6 +127,7 @@ def _assemble(name: str, layout: Layout, roads: dict[str, Road], connections: li
 
     lane_name = [(road, lane) for road in roads for lane in roads[road].lanes]
     lane = {key: i for i, key in enumerate(lane_name)}
+    lane_link = np.array([link[road] for road, _ in lane_name], np.int64)
     turns = sorted({(link[c.edge], link[c.to_edge]) for c in connections})
     turn = {pair: i for i, pair in enumerate(turns)}
     members: dict[tuple[int, int], list[Connection]] = {}
@@ -173,12 +165,12 @@ def _assemble(name: str, layout: Layout, roads: dict[str, Road], connections: li
         link_speed_m_s=np.array([road.length_m / road.seconds for road in roads.values()]),
         link_storage=np.array(
             # a road too short to hold the cars that flow through it in a step would throttle them
-            [np.floor(max(r.lane_m, SHORT_M * len(r.lanes)) / VEHICLE_SPACE_M) for r in roads.values()]
+            [np.floor(max(r.lane_m, SHORT_M * len(r.lanes)) / vehicle_space_m) for r in roads.values()]
         ),
         link_xy_m=np.array([[layout.position[r.origin], layout.position[r.end]] for r in roads.values()]),
         link_origin=np.array([signal_at.get(r.origin, -1) for r in roads.values()], np.int64),
         link_end=link_end,
-        lane_link=np.array([link[road] for road, _ in lane_name], np.int64),
+        lane_link=lane_link,
         lane_parts=parts,
         lane_chain=chains,
         movement_lane=np.array([m[0] for m in movements], np.int64),
@@ -186,9 +178,22 @@ def _assemble(name: str, layout: Layout, roads: dict[str, Road], connections: li
         movement_signal=movement_signal,
         movement_green=green,
         movement_foes=_foes(layout, movements, members),
+        movement_lands=tuple(_lands(members[key], turns[key[1]][1], lane_link, parts) for key in movements),
         turn_from=np.array([a for a, _ in turns], np.int64),
         turn_to=np.array([b for _, b in turns], np.int64),
     )
+
+
+def _lands(
+    connections: list[Connection],
+    ahead: int,
+    lane_link: Int[np.ndarray, " lanes"],
+    parts: tuple[tuple[tuple[str, float], ...], ...],
+) -> tuple[int, ...]:
+    """Lanes of the link ahead that the connections lead to, all of them if none does without a change of lanes."""
+    entered = {c.to_lane for c in connections}
+    lanes = np.flatnonzero(lane_link == ahead).tolist()
+    return tuple(i for i in lanes if entered & {lane for lane, _ in parts[i]}) or tuple(lanes)
 
 
 def _green_rows(signal: str, program: Program) -> list[int]:

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dynamic_graph_fed_rl.environments.traffic.constants import demand_constants, road_constants
-from dynamic_graph_fed_rl.environments.traffic.dynamics import Counts, TrafficState, advance, empty_roads, switched
+from dynamic_graph_fed_rl.environments.traffic.dynamics import (
+    Conditions,
+    Counts,
+    TrafficState,
+    advance,
+    empty_roads,
+    switched,
+)
 from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network
 from dynamic_graph_fed_rl.environments.traffic.rules import Program, Rule, plan_phases
 from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed
@@ -17,7 +24,7 @@ from dynamic_graph_fed_rl.environments.traffic.sumo_process import Look, Outcome
 
 
 def sensed(look: Look) -> Sensed:
-    """SUMO's look; closures are not looked for."""
+    """SUMO's look, where all detectors work and no signal is dark."""
     real, whole = lambda x: jnp.asarray(x, jnp.float32), lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
     return Sensed(
         lane_queue=real(look.lane_queue),
@@ -25,7 +32,10 @@ def sensed(look: Look) -> Sensed:
         link_arriving=real(look.link_arriving),
         link_near=real(look.link_near),
         link_entry=real(look.link_entry),
-        closed=jnp.zeros(len(look.link_vehicles), bool),
+        closed=jnp.asarray(look.closed),
+        since_s=real(look.since_s),
+        working=jnp.ones(len(look.link_vehicles), bool),
+        dark=jnp.zeros(len(look.phase), bool),
         phase=whole(look.phase),
         target=whole(look.target),
         phase_s=real(look.phase_s),
@@ -42,7 +52,8 @@ def drive(network: Network, settings: SumoSettings, rule: Rule | None, decision_
     """
     with SumoProcess(network, settings) as world:
         if rule is None:
-            world.advance(None, int(settings.duration_s))
+            for _ in range(int(settings.duration_s) // decision_s):
+                world.advance(None, decision_s)
             return world.finish()
         decide, memory = eqx.filter_jit(rule.wanted), rule.initial()
         for _ in range(int(settings.duration_s) // decision_s):
@@ -65,13 +76,13 @@ def play_plan(
 ) -> dict[str, Float[np.ndarray, " worlds"]]:
     """The same in the dynamics: mean delay of a car [s] and how many never entered, in so many worlds."""
     roads, wishes = road_constants(network), demand_constants(network, demand)
-    open_roads, signals = jnp.zeros(network.links, bool), network.signals
+    signals, normal = network.signals, Conditions.normal(network.links, network.signals)
 
     def one(key: PRNGKeyArray) -> dict[str, Array]:
         def second(state: TrafficState, row: tuple[Array, Array]) -> tuple[TrafficState, Counts]:
             wanted, own_key = row
             ordered = switched(state, wanted, jnp.full(signals, yellow_s))
-            return advance(roads, wishes, ordered, own_key, open_roads, jnp.ones(()), 1)
+            return advance(roads, wishes, ordered, own_key, normal, jnp.ones(()), 1)
 
         rows = plan_phases(plan, jnp.arange(demand.duration_s))
         keys = jax.random.split(key, len(rows))

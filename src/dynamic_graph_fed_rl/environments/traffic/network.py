@@ -15,8 +15,10 @@ from jaxtyping import Float, Int
 RED, YIELDING, PROTECTED = 0, 1, 2
 ARRIVING_S, NEAR_S = 10.0, 3.0
 """How far ahead detectors see arrivals, and when these count as near."""
-VEHICLE_SPACE_M = 7.5
-"""Length of road that a standing car takes: SUMO's default car of 5 m and gap of 2.5 m."""
+VEHICLE_LENGTH_M, VEHICLE_GAP_M = 5.0, 2.5
+"""SUMO's default car, and the gap before it."""
+VEHICLE_SPACE_M = VEHICLE_LENGTH_M + VEHICLE_GAP_M
+"""Length of road that a standing car takes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Conduct:
     """Share of the speed limit that cars drive at on the open road."""
     gap_s: float = 4.0
     """Pause in the traffic that goes first, from which on a yielding car drives."""
+    patience_s: float = 60.0
+    """Time that a car gives way to others before it takes the next room there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,8 @@ class Network:
     """0 red, 1 green that yields, 2 green, in each phase; without a signal the same in all."""
     movement_foes: tuple[tuple[int, ...], ...]
     """Movements that go first where this one yields."""
+    movement_lands: tuple[tuple[int, ...], ...]
+    """Lanes of the link ahead that each movement leads to."""
     turn_from: Int[np.ndarray, " turns"]
     turn_to: Int[np.ndarray, " turns"]
     conduct: Conduct = Conduct()
@@ -139,6 +145,18 @@ class Network:
     def link_of_edge(self) -> dict[str, int]:
         return {edge: link for link, edges in enumerate(self.link_edges) for edge in edges}
 
+    @cached_property
+    def lanes_of_link(self) -> list[list[int]]:
+        return [np.flatnonzero(self.lane_link == link).tolist() for link in range(self.links)]
+
+    @cached_property
+    def movements_of_turn(self) -> dict[tuple[int, int], list[int]]:
+        """By the links it leads from and to."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for m, (a, b) in enumerate(zip(self.movement_from.tolist(), self.movement_to.tolist(), strict=True)):
+            found.setdefault((a, b), []).append(m)
+        return found
+
     def link_name(self, link: int) -> str:
         return "link '" + "' + '".join(self.link_edges[link]) + "'"
 
@@ -156,6 +174,9 @@ class Demand:
     """Cars that begin their trip on a link."""
     turn_ratio: Float[np.ndarray, "windows turns"]
     """Share of the cars on the turn's link that take it; what is missing to 1 ends its trip there."""
+    lane_share: Float[np.ndarray, "windows movements"] | None = None
+    """Share of the turn's cars that keep to the movement's lane, for the sake of the turns that follow; None: its
+    lanes are all alike."""
 
     def __post_init__(self) -> None:
         if not self.rate_per_s.sum() > 0:

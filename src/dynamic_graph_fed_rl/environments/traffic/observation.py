@@ -19,16 +19,21 @@ NODE_COLUMNS = (
     Column("owned", dynamic=False),
     Column("phases", "4", dynamic=False),
     Column("green_time", "30 s"),
-    Column("clearing"),
     Column("queue", "10 cars"),
     Column("arriving", "10 cars"),
     Column("waiting_outside", "10 cars"),
+    Column("dark"),
+    Column("sensors_ok", "approaches"),
+    Column("exits_open", "exits"),
 )
 EDGE_COLUMNS = (
     Column("free_time", "20 s", dynamic=False),
     Column("storage", "30 cars", dynamic=False),
     Column("queue", "10 cars"),
     Column("occupancy", "storage"),
+    Column("open"),
+    Column("since_change", "10 min, at most one"),
+    Column("sensors_ok"),
 )
 GLOBAL_COLUMNS = (
     Column("queue", "10 cars a signal"),
@@ -82,6 +87,10 @@ class TrafficView(eqx.Module):
     approach_lanes: Table
     """Lanes that end at each signal."""
     approach_links: Table
+    exit_links: Table
+    """Links that begin at each signal."""
+    closures_visible: bool = eqx.field(static=True)
+    """Whether closures are seen."""
     min_green_s: Float[Array, ""]
 
     def columns(self) -> dict[str, tuple[Column, ...]]:
@@ -90,6 +99,7 @@ class TrafficView(eqx.Module):
             "node_features": NODE_COLUMNS,
             "edge_features": EDGE_COLUMNS,
             "global_features": GLOBAL_COLUMNS,
+            "choice_features": PHASE_COLUMNS,
             "slot_features": tuple(
                 Column(f"phase{k}_{column.name}", column.unit, column.dynamic)
                 for k in phases
@@ -101,14 +111,17 @@ class TrafficView(eqx.Module):
         return self.node_index.shape[1], self.edge_index.shape[1]
 
     def allowed(self, sensed: Sensed) -> Bool[Array, "signals phases"]:
-        """Phases that may be asked for: all, once the green has lasted; before that, and while the signal clears,
-        only the one it has or goes to."""
-        free = (sensed.phase_s >= self.min_green_s) & (sensed.clearing_s <= 0)
+        """Phases that may be asked for: all, once the green has lasted; before that, while the signal clears, and
+        at a dark signal, only the one it has or goes to."""
+        free = (sensed.phase_s >= self.min_green_s) & (sensed.clearing_s <= 0) & ~sensed.dark
         present = jnp.arange(self.signals.phases) == sensed.target[:, None]
         return self.signals.phase_mask & (free[:, None] | present)
 
     def observe(self, sensed: Sensed, first: Bool[Array, ""]) -> Observation:
         agents = self.node_index.shape[0]
+        if not self.closures_visible:
+            hidden = jnp.zeros_like(sensed.closed), jnp.full_like(sensed.since_s, 1e6)
+            sensed = eqx.tree_at(lambda s: (s.closed, s.since_s), sensed, hidden)
         nodes = self._nodes(sensed)[self.node_index]
         nodes = jnp.concatenate([self.owned[..., None].astype(nodes.dtype), nodes], axis=-1)
         edges, open_road = self._edges(sensed)
@@ -135,10 +148,12 @@ class TrafficView(eqx.Module):
             [
                 own.phase_mask.sum(1) / 4.0,
                 jnp.minimum(sensed.phase_s / 30.0, 4.0),
-                (sensed.clearing_s > 0).astype(jnp.float32),
                 self.approach_lanes.sum(own.detected(sensed)) / 10.0,
                 self.approach_links.sum(sensed.link_arriving) / 10.0,
                 self.approach_links.sum(sensed.link_entry) / 10.0,
+                sensed.dark.astype(jnp.float32),
+                _share(self.approach_links, sensed.working),
+                _share(self.exit_links, ~sensed.closed),
             ],
             axis=-1,
         )
@@ -146,13 +161,18 @@ class TrafficView(eqx.Module):
     def _edges(self, sensed: Sensed) -> tuple[Float[Array, "roads features"], Bool[Array, " roads"]]:
         own = self.signals
         storage = self.road_links.sum(own.link_storage)
+        open_road = ~self.road_links.of(sensed.closed).any(-1)
+        since_s = jnp.where(self.road_links.mask, sensed.since_s[self.road_links.index], jnp.inf).min(-1)
         columns = [
             self.road_time_s / 20.0,
             storage / 30.0,
             self.road_links.sum(own.link_queue(sensed)) / 10.0,
             self.road_links.sum(sensed.link_vehicles) / jnp.maximum(storage, 1.0),
+            open_road.astype(jnp.float32),
+            jnp.minimum(since_s / 600.0, 1.0),
+            _share(self.road_links, sensed.working),
         ]
-        return jnp.stack(columns, axis=-1), ~self.road_links.of(sensed.closed).any(-1)
+        return jnp.stack(columns, axis=-1), open_road
 
     def _globals(self, sensed: Sensed) -> Float[Array, " features"]:
         each = 10.0 * self.signals.signals
@@ -161,7 +181,7 @@ class TrafficView(eqx.Module):
     def _slots(self, sensed: Sensed) -> Float[Array, "signals features"]:
         own = self.signals
         arriving = (sensed.link_arriving / own.link_lane_count)[own.lane_link]
-        room = (1.0 - sensed.link_vehicles / own.link_storage)[own.movement_to]
+        room = jnp.where(sensed.closed, 0.0, 1.0 - sensed.link_vehicles / own.link_storage)[own.movement_to]
         served = jnp.maximum(own.phase_movements.mask.sum(-1), 1)
         features = [
             own.phase_mask.astype(jnp.float32),
@@ -175,12 +195,18 @@ class TrafficView(eqx.Module):
         return rows.reshape(own.signals, -1)
 
 
+def _share(links: Table, flag: Bool[Array, " links"]) -> Float[Array, " rows"]:
+    """Of the links of each row; 1 where there is none."""
+    return 1.0 - links.sum((~flag).astype(jnp.float32)) / jnp.maximum(links.mask.sum(-1), 1)
+
+
 def traffic_view(
     network: Network,
     signals: SignalConstants,
     district: Int[np.ndarray, " signals"],
     radius: int,
     min_green_s: float,
+    closures_visible: bool,
 ) -> TrafficView:
     """Each agent's district with a halo of `radius` signals."""
     roads = roads_between_signals(network)
@@ -209,5 +235,7 @@ def traffic_view(
         road_time_s=jnp.asarray(free_time_s or [0.0], jnp.float32),
         approach_lanes=table([np.flatnonzero(ends_at == s) for s in range(network.signals)]),
         approach_links=table([np.flatnonzero(network.link_end == s) for s in range(network.signals)]),
+        exit_links=table([np.flatnonzero(network.link_origin == s) for s in range(network.signals)]),
+        closures_visible=closures_visible,
         min_green_s=jnp.asarray(min_green_s, jnp.float32),
     )

@@ -170,16 +170,28 @@ def critical_loads(network: Network, demand: Demand) -> Float[np.ndarray, " sign
     return np.array([ratio.sum() for ratio in critical_ratios(network, demand)])
 
 
-def webster(network: Network, demand: Demand, shortest_s: float = 5.0, longest_cycle_s: float = 120.0) -> Program:
+def webster(
+    network: Network,
+    demand: Demand,
+    decision_s: float = 5.0,
+    shortest_s: float = 5.0,
+    longest_cycle_s: float = 120.0,
+) -> Program:
     """Cycle and splits after Webster (1958), "Traffic signal settings": C = (1.5 L + 5) / (1 - Y), greens in
-    proportion to the critical flow ratios y."""
+    proportion to the critical flow ratios y.
+
+    Phases begin at decisions: a green with its clearance takes whole decisions, or short ones would be skipped.
+    """
     green = np.zeros_like(network.program_s)
     for s, critical in enumerate(critical_ratios(network, demand)):
         count, load = len(critical), critical.sum()
         lost = (network.clearance_s[s, :count] + network.conduct.lost_s - network.conduct.yellow_use_s).sum()
         cycle = (1.5 * lost + 5.0) / (1.0 - min(load, 0.9))
         split = critical / load if load > 0 else np.full(count, 1.0 / count)
-        green[s, :count] = np.maximum(np.round(split * (min(cycle, longest_cycle_s) - lost)), shortest_s)
+        clearance = network.clearance_s[s, :count]
+        wished = np.maximum(split * (min(cycle, longest_cycle_s) - lost), shortest_s) + clearance
+        least = np.ceil((shortest_s + clearance) / decision_s)
+        green[s, :count] = np.maximum(np.round(wished / decision_s), least) * decision_s - clearance
     plan = Program.of(network)
     free = jnp.zeros(network.signals)
     return eqx.tree_at(lambda p: (p.green_s, p.offset_s), plan, (jnp.asarray(green, jnp.float32), free))

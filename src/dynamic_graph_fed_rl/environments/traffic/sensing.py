@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dynamic_graph_fed_rl.environments.traffic.constants import RoadConstants, Table, table, table_of
-from dynamic_graph_fed_rl.environments.traffic.dynamics import TrafficState
+from dynamic_graph_fed_rl.environments.traffic.dynamics import Conditions, TrafficState
 from dynamic_graph_fed_rl.environments.traffic.network import ARRIVING_S, NEAR_S, PROTECTED, YIELDING, Network
 
 
@@ -30,6 +30,11 @@ class Sensed(eqx.Module):
     link_entry: Float[Array, "*batch links"]
     """Cars that want to begin their trip on the link and find no room."""
     closed: Bool[Array, "*batch links"]
+    since_s: Float[Array, "*batch links"]
+    """Since the link last closed or opened."""
+    working: Bool[Array, "*batch links"]
+    """Where not, the link and its lanes count nothing."""
+    dark: Bool[Array, "*batch signals"]
     phase: Int[Array, "*batch signals"]
     """The phase that is green, or was before the yellow."""
     target: Int[Array, "*batch signals"]
@@ -42,26 +47,23 @@ class Sensed(eqx.Module):
     """Since the episode began."""
 
 
-def sense(roads: RoadConstants, state: TrafficState, closed: Bool[Array, " links"]) -> Sensed:
-    """What detectors would tell of the simulated state."""
-    links = roads.link_steps.shape[0]
-    ahead = jnp.arange(math.ceil(ARRIVING_S / roads.dt_s))
-    near = math.ceil(NEAR_S / roads.dt_s)
-    row = roads.memory - roads.link_steps + ahead[:, None]
-    seen = jnp.where(
-        row < roads.memory,
-        state.inflow.reshape(-1)[jnp.minimum(row, roads.memory - 1) * links + jnp.arange(links)],
-        0.0,
-    )
+def sense(roads: RoadConstants, state: TrafficState, conditions: Conditions) -> Sensed:
+    """What detectors would tell of the simulated state, those that are at work."""
+    ahead, near = math.ceil(ARRIVING_S / roads.dt_s), math.ceil(NEAR_S / roads.dt_s)
+    soon = [row.astype(jnp.float32) for row in state.coming[:ahead]]
     # a queue that is moving off runs over the loop at the stop line
     moving = (roads.lane_movements.of(state.quiet_s < NEAR_S) & (roads.lane_movements.of(state.queue) > 0)).any(-1)
+    working = conditions.working
     return Sensed(
-        lane_queue=roads.lane_movements.sum(state.queue),
-        link_vehicles=state.vehicles,
-        link_arriving=seen.sum(0),
-        link_near=seen[:near].sum(0) + roads.link_lanes.sum(moving.astype(jnp.float32)),
-        link_entry=state.entry,
-        closed=closed,
+        lane_queue=jnp.where(working[roads.lane_link], roads.lane_movements.sum(state.queue), 0.0),
+        link_vehicles=jnp.where(working, state.vehicles, 0.0),
+        link_arriving=jnp.where(working, sum(soon), 0.0),
+        link_near=jnp.where(working, sum(soon[:near]) + roads.link_lanes.sum(moving.astype(jnp.float32)), 0.0),
+        link_entry=jnp.where(working, state.entry, 0.0),
+        closed=conditions.closed,
+        since_s=conditions.since_s,
+        working=working,
+        dark=conditions.dark,
         phase=state.phase,
         target=state.target,
         phase_s=state.phase_s,
@@ -105,10 +107,12 @@ class SignalConstants(eqx.Module):
     def pressure(self, sensed: Sensed) -> Float[Array, " movements"]:
         """Cars that stand before a movement, less those that stand on a lane of the link it leads to; at least 0.
 
-        A negative pressure would speak against the other movements of a phase, which may lead elsewhere.
+        A negative pressure would speak against the other movements of a phase, which may lead elsewhere. None towards
+        a closed link, whose empty lanes would otherwise draw the green.
         """
         ahead = (self.link_queue(sensed) / self.link_lane_count)[self.movement_to]
-        return jnp.maximum(self.detected(sensed)[self.movement_lane] - ahead, 0.0)
+        pressure = jnp.maximum(self.detected(sensed)[self.movement_lane] - ahead, 0.0)
+        return jnp.where(sensed.closed[self.movement_to], 0.0, pressure)
 
 
 def signal_constants(network: Network) -> SignalConstants:

@@ -25,7 +25,17 @@ class TrafficSettings:
     layout_seed: int = 0
     """Of a generated network."""
     scenarios: tuple[str, ...] = ("normal",)
-    """Kinds of hour that training mixes and evaluation reports one by one."""
+    """Kinds of hour that training mixes and evaluation reports one by one: normal, rush_hour, incidents, capacity,
+    sensor_failures, rolling_works, dark_signals, rush_hour_dynamics."""
+    edge_failure_rate: float | None = None
+    """Expected share of the links that are closed at a time; default: that of the scenario. Not for incidents and
+    rolling_works, which have closures of their own."""
+    time_varying_topology: bool = True
+    """Whether links close and open again within an episode; otherwise what is closed stays so to its end."""
+    uptake: float = 0.5
+    """Share of drivers who know of a closure and turn off up to three links before it; the others find out at it."""
+    closures_visible: bool = True
+    """Whether agents see closed links."""
     radius: int = 1
     """Signals beyond its own district that an agent sees, in hops."""
     dt_s: float = 1.0

@@ -2,36 +2,60 @@
 
 python -m dynamic_graph_fed_rl.environments.traffic.study baselines cologne8 --seeds 3
 python -m dynamic_graph_fed_rl.environments.traffic.study plans cologne8 --plans 10 --seeds 3
+python -m dynamic_graph_fed_rl.environments.traffic.study calibrate cologne8 --plans 14 --seeds 2 --worlds 4
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.stats import spearmanr
 
 from dynamic_graph_fed_rl.environments.traffic.baselines import rules
-from dynamic_graph_fed_rl.environments.traffic.demand import read_demand, routed
-from dynamic_graph_fed_rl.environments.traffic.joining import read_network
+from dynamic_graph_fed_rl.environments.traffic.conducts import read_city
+from dynamic_graph_fed_rl.environments.traffic.constants import (
+    DemandConstants,
+    RoadConstants,
+    demand_constants,
+    road_constants,
+)
+from dynamic_graph_fed_rl.environments.traffic.demand import routed
+from dynamic_graph_fed_rl.environments.traffic.dynamics import (
+    Conditions,
+    TrafficState,
+    advance,
+    empty_roads,
+    switched,
+)
 from dynamic_graph_fed_rl.environments.traffic.live import drive, drive_plan, play_plan
-from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network
-from dynamic_graph_fed_rl.environments.traffic.rules import Program
+from dynamic_graph_fed_rl.environments.traffic.network import Conduct, Demand, Network
+from dynamic_graph_fed_rl.environments.traffic.rules import Program, plan_phases
 from dynamic_graph_fed_rl.environments.traffic.sensing import signal_constants
 from dynamic_graph_fed_rl.environments.traffic.sumo_files import installed_begin_s, installed_files
 from dynamic_graph_fed_rl.environments.traffic.sumo_process import SumoSettings
 
 GREEN_TIMES_S = (8.0, 12.0, 18.0, 25.0, 35.0, 45.0)
+CALIBRATION_SEED = 1
+CONDUCT_RANGES = {
+    "saturation_per_s": (0.34, 0.6),
+    "lost_s": (0.0, 3.0),
+    "yellow_use_s": (0.0, 3.0),
+    "cruise": (0.7, 0.95),
+    "gap_s": (2.0, 9.0),
+    "patience_s": (20.0, 120.0),
+}
 
 
 def installed(name: str) -> tuple[Network, Demand, SumoSettings]:
     """An installed network for both simulators."""
     net, routes = installed_files(name)
     routes, begin_s = routed(net, routes), installed_begin_s(routes) or 0.0
-    network = read_network(net)
-    return network, read_demand(network, routes, begin_s), SumoSettings(net, routes, begin_s)
+    return *read_city(net, routes, begin_s), SumoSettings(net, routes, begin_s)
 
 
 def random_plans(network: Network, count: int, seed: int = 0) -> list[Program]:
@@ -49,12 +73,14 @@ def random_plans(network: Network, count: int, seed: int = 0) -> list[Program]:
 class Study:
     """What to compare, and where."""
 
-    what: Annotated[Literal["baselines", "plans"], tyro.conf.Positional]
+    what: Annotated[Literal["baselines", "plans", "calibrate"], tyro.conf.Positional]
     network: Annotated[str, tyro.conf.Positional]
     seeds: int = 3
     plans: int = 10
     worlds: int = 16
     """Copies of the dynamics that a figure is the mean of."""
+    tries: int = 50
+    """Conducts that a calibration tries."""
 
 
 def study_baselines(settings: Study) -> None:
@@ -73,11 +99,11 @@ def study_baselines(settings: Study) -> None:
 
 
 def study_plans(settings: Study) -> None:
-    """Plans at random in both: seconds of delay, and how far the two agree on their order."""
+    """Plans at random in both, the file's not among them: seconds of delay, and how far the two agree."""
     network, demand, sumo = installed(settings.network)
     rows: list[tuple[float, float, float]] = []
     print("plan  dynamics  (s.d.)  never entered   SUMO waiting   delay  never entered")
-    for number, plan in enumerate(random_plans(network, settings.plans)):
+    for number, plan in enumerate(random_plans(network, settings.plans + 1)[1:], start=1):
         ours = play_plan(network, demand, plan, settings.worlds)
         runs = [drive_plan(network, _seeded(sumo, seed), plan) for seed in range(settings.seeds)]
         delay, waiting = _mean([o.mean_delay_s for o in runs]), _mean([o.mean_standing_s for o in runs])
@@ -88,12 +114,73 @@ def study_plans(settings: Study) -> None:
             flush=True,
         )
     table = np.array(rows)
-    ratio = table[:, 0] / table[:, 2]
+    ratio = table[:, 0] / table[:, 1]
     print(
-        f"Spearman with delay {spearmanr(table[:, 0], table[:, 1])[0]:.2f}, with waiting "
-        f"{spearmanr(table[:, 0], table[:, 2])[0]:.2f}; dynamics over waiting: median {np.median(ratio):.2f}, "
+        f"Spearman {spearmanr(table[:, 0], table[:, 1])[0]:.2f}; dynamics over SUMO: median {np.median(ratio):.2f}, "
         f"from {ratio.min():.2f} to {ratio.max():.2f}"
     )
+
+
+def calibrate(settings: Study) -> None:
+    """The conduct whose delays come nearest to SUMO's, by the mean of |log(dynamics / SUMO)|, under the file's plan
+    and others than those of `study_plans`: at random in the first half of the tries, then around the best so far."""
+    network, demand, sumo = installed(settings.network)
+    plans = random_plans(network, settings.plans, CALIBRATION_SEED)
+    target = np.array(
+        [
+            _mean([drive_plan(network, _seeded(sumo, seed), plan).mean_delay_s for seed in range(settings.seeds)])
+            for plan in plans
+        ]
+    )
+    orders = jnp.stack([plan_phases(plan, jnp.arange(demand.duration_s)) for plan in plans])
+    keys, wishes = jax.random.split(jax.random.key(0), settings.worlds), demand_constants(network, demand)
+    rng, best, least = np.random.default_rng(0), network.conduct, np.inf
+    for number in range(settings.tries):
+        tried = best if number == 0 else _neighbour(best, rng, 1.0 if number < settings.tries / 2 else 0.15)
+        roads = road_constants(replace(network, conduct=tried))
+        ratio = np.asarray(_delays(roads, wishes, orders, keys)).mean(1) / target
+        error = float(np.abs(np.log(ratio)).mean())
+        if error < least:
+            best, least = tried, error
+            print(f"try {number}: {error:.3f}, from {ratio.min():.2f} to {ratio.max():.2f}: {best}", flush=True)
+
+
+def _neighbour(conduct: Conduct, rng: np.random.Generator, width: float) -> Conduct:
+    """At random; with a width below 1, at most so much of each range away."""
+
+    def near(name: str) -> float:
+        low, high = CONDUCT_RANGES[name]
+        now = low + (high - low) * rng.uniform()
+        return (
+            now
+            if width >= 1.0
+            else float(np.clip(getattr(conduct, name) + width * (2 * now - low - high), low, high))
+        )
+
+    found = {name: near(name) for name in CONDUCT_RANGES}
+    # the step count of the links, and with it the compiled program, depends on this one
+    return Conduct(**(found | {"cruise": round(20.0 * found["cruise"]) / 20.0}))
+
+
+@eqx.filter_jit
+def _delays(
+    roads: RoadConstants, wishes: DemandConstants, orders: Int[Array, "plans seconds signals"], keys: PRNGKeyArray
+) -> Float[Array, "plans worlds"]:
+    """Mean delay of a car [s]."""
+    signals = orders.shape[-1]
+    yellow_s, normal = jnp.full(signals, 3.0), Conditions.normal(roads.link_storage.shape[0], signals)
+
+    def one(rows: Array, key: PRNGKeyArray) -> Array:
+        def second(state: TrafficState, row: tuple[Array, Array]) -> tuple[TrafficState, Array]:
+            state, counts = advance(roads, wishes, switched(state, row[0], yellow_s), row[1], normal, jnp.ones(()), 1)
+            lost_s = counts.queued_s.sum() + counts.outside_s.sum() + counts.slowed_s
+            return state, jnp.stack([lost_s, counts.wanted])
+
+        _, sums = jax.lax.scan(second, empty_roads(roads, signals), (rows, jax.random.split(key, len(rows))))
+        lost_s, cars = sums.sum(0)
+        return lost_s / cars
+
+    return jax.vmap(lambda rows: jax.vmap(lambda key: one(rows, key))(keys))(orders)
 
 
 def _seeded(sumo: SumoSettings, seed: int) -> SumoSettings:
@@ -106,4 +193,4 @@ def _mean(values: list[float]) -> float:
 
 if __name__ == "__main__":
     chosen = tyro.cli(Study)
-    (study_baselines if chosen.what == "baselines" else study_plans)(chosen)
+    {"baselines": study_baselines, "plans": study_plans, "calibrate": calibrate}[chosen.what](chosen)

@@ -80,7 +80,8 @@ def installed_files(name: str) -> tuple[Path, Path]:
     found = importlib.util.find_spec("sumo_rl")
     if found is None or found.origin is None:
         raise ValueError(
-            f"network '{name}' comes with the package sumo-rl, which is not installed: pip install sumo-rl"
+            f"network '{name}' comes with the package sumo-rl, which is not installed: "
+            "pip install 'dynamic-graph-fed-rl[sumo]'"
         )
     folder = Path(found.origin).parent / "nets" / "RESCO" / name
     return folder / f"{name}.net.xml", next(iter(sorted(folder.glob("*.rou.xml"))))

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from dynamic_graph_fed_rl.environments.traffic.demand import vehicles
 from dynamic_graph_fed_rl.environments.traffic.network import ARRIVING_S, NEAR_S, Network
+from dynamic_graph_fed_rl.environments.traffic.sumo_closures import Barriers
 
 _WAIT_S = 120.0
 _STANDING_M_S = 0.1
@@ -31,6 +33,10 @@ class SumoSettings:
     seed: int = 0
     yellow_s: float = 3.0
     min_green_s: float = 5.0
+    closures: tuple[tuple[int, float, float], ...] = ()
+    """Links that are closed, from when until when [s since the episode began]."""
+    uptake: float = 0.5
+    """Share of drivers who know of a closure as soon as there is one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Look:
     link_arriving: Float[np.ndarray, " links"]
     link_near: Float[np.ndarray, " links"]
     link_entry: Float[np.ndarray, " links"]
+    closed: Bool[np.ndarray, " links"]
+    since_s: Float[np.ndarray, " links"]
     phase: Int[np.ndarray, " signals"]
     target: Int[np.ndarray, " signals"]
     phase_s: Float[np.ndarray, " signals"]
@@ -63,6 +71,21 @@ class Outcome:
     never_entered: int
     gridlocked: bool
     """Nobody left for five minutes while cars were on the roads."""
+    standing: Float[np.ndarray, " looks"]
+    """Cars that stood on the roads or before them, at the beginning and after each decision."""
+    led_around: int
+    """Cars that took another way because of a closure."""
+    let_in: int
+    """Cars that drove onto a link after it was closed, as they were on the crossing already."""
+    ended_before: int
+    """Cars that ended their trip before a closure, as no open way led to their goal; they count as finished."""
+    removed: int
+    """Cars that SUMO took off the roads or lost from its books; theirs is no delay."""
+
+    @property
+    def p95_delay_s(self) -> float:
+        """95th percentile over the cars."""
+        return float(np.percentile(self.delay_s, 95.0))
 
     @property
     def mean_delay_s(self) -> float:
@@ -178,7 +201,7 @@ class _World:
             # of the extra `sumo`
             import libsumo  # type: ignore[import-not-found]
         except ImportError as error:
-            raise RuntimeError("libsumo is not installed: pip install eclipse-sumo libsumo") from error
+            raise RuntimeError("libsumo is not installed: pip install 'dynamic-graph-fed-rl[sumo]'") from error
         self.sumo, self.network, self.settings = libsumo, network, settings
         self.trips = folder / "trips.xml"
         options = {
@@ -205,6 +228,8 @@ class _World:
         self.phase, self.target = np.zeros(count, int), np.zeros(count, int)
         self.phase_s, self.clearing_s = np.zeros(count), np.zeros(count)
         self.controlled = False
+        self.barriers = Barriers(libsumo, network, settings.closures, settings.uptake, settings.seed)
+        self.standing: list[float] = []
         self.gridlocked, self.last_left_s = False, settings.begin_s
         self._index_lanes()
 
@@ -225,6 +250,7 @@ class _World:
         for second in range(seconds * (1 if orders is None else len(orders))):
             if orders is not None and second % seconds == 0:
                 self._switch(orders[second // seconds])
+            self.barriers.tick(self.sumo.simulation.getTime() - self.settings.begin_s)
             self.sumo.simulationStep()
             if orders is not None:
                 self._tick()
@@ -280,12 +306,15 @@ class _World:
                 self.first_link[vehicle] = network.link_of_edge.get(sumo.vehicle.getRoute(vehicle)[0], -1)
             entry[self.first_link[vehicle]] += 1
         queue = np.array([sum(halting[lane] * share for lane, share in parts) for parts in network.lane_parts])
+        self.standing.append(float(sum(halting.values()) + entry.sum()))
         return Look(
             lane_queue=queue,
             link_vehicles=vehicles,
             link_arriving=arriving,
             link_near=near,
             link_entry=entry,
+            closed=self.barriers.closed.copy(),
+            since_s=self.barriers.since_s.copy(),
             phase=self.phase.copy(),
             target=self.target.copy(),
             phase_s=self.phase_s.copy(),
@@ -297,7 +326,9 @@ class _World:
         now = self.sumo.simulation.getTime()
         self.sumo.close()
         entered, before, never, waiting, finished = [], [], [], [], 0
+        missing = sum(self.settings.begin_s <= depart_s < now for _, depart_s, _ in vehicles(self.settings.routes))
         for trip in ElementTree.parse(self.trips).getroot().findall("tripinfo"):
+            missing -= trip.attrib["vaporized"] in ("", "end")
             if float(trip.attrib["depart"]) < 0:
                 never.append(float(trip.attrib["departDelay"]))
                 continue
@@ -314,4 +345,9 @@ class _World:
             finished,
             len(never),
             self.gridlocked,
+            np.array(self.standing),
+            led_around=len(self.barriers.led_around),
+            let_in=len(self.barriers.let_in),
+            ended_before=len(self.barriers.ended_before),
+            removed=missing,
         )
