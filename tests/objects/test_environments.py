@@ -48,7 +48,8 @@ def test_episodes_follow_from_the_seed():
 @pytest.mark.parametrize(
     "arguments, message, error",
     [
-        ({"scenario": "rush_hour_dynamics"}, "'rush_hour_dynamics': arrives with a later", NotImplementedError),
+        ({"scenario": "telecom_backbone"}, "'telecom_backbone': arrives with a later", NotImplementedError),
+        ({"scenario": "rush_hour_dynamics", "num_signals": 5}, "'num_signals': unknown", ValueError),
         ({"scenario": "power_gird"}, "environment 'power-gird': unknown; known: power-grid", ValueError),
         ({"scenario": "pendulum", "edge_failure_rate": 0.1}, "edge_failure_rate 0.1: no edge of", ValueError),
         ({"edge_failure_rate": 0.1, "time_varying_topology": False}, "needs time_varying_topology=True", ValueError),
@@ -58,6 +59,23 @@ def test_episodes_follow_from_the_seed():
 def test_what_cannot_be_is_refused_by_name(arguments, message, error):
     with pytest.raises(error, match=message):
         DynamicGraphEnv(**arguments)
+
+
+def test_a_citys_rush_hour_has_as_many_intersections_and_closed_roads_as_asked_for():
+    env = DynamicGraphEnv(
+        scenario="rush_hour_dynamics", num_intersections=12, time_varying_topology=True, edge_failure_rate=0.05
+    )
+    state = env.reset()
+    assert env.name == "traffic" and env.num_agents == 12 and env.radius == 2
+    nodes = [state.get_subgraph(agent).nodes for agent in range(12)]
+    own = [int(seen[:, 0].sum()) for seen in nodes]
+    # each has its own signal and sees others
+    assert own == [1] * 12 and max(len(seen) for seen in nodes) > 4
+    names = [column.name for column in env.spec.edge_features]
+    opened = np.concatenate([state.get_subgraph(agent).edges[:, names.index("open")] for agent in range(12)])
+    assert 0 < (opened == 0).sum() < len(opened) / 2
+    after, rewards, _, _ = env.step({agent: [0] for agent in range(12)})
+    assert len(rewards) == 12 and all(np.isfinite(list(rewards.values())))
 
 
 def test_actions_and_agents_are_checked():

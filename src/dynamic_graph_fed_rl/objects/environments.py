@@ -16,12 +16,15 @@ from dynamic_graph_fed_rl.environments.base import Observation, Transition
 from dynamic_graph_fed_rl.environments.power_grid.environment import PowerGrid
 from dynamic_graph_fed_rl.environments.power_grid.state import GridState, conditions
 from dynamic_graph_fed_rl.environments.registry import ENVIRONMENTS
+from dynamic_graph_fed_rl.environments.traffic.scenarios import SCENARIOS as HOURS
+from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
 from dynamic_graph_fed_rl.environments.worlds import Worlds
 from dynamic_graph_fed_rl.evaluation.evaluate import TRAINING_STREAM, stream_key
 from dynamic_graph_fed_rl.faces.play import chosen
 from dynamic_graph_fed_rl.objects.graphs import GraphState, Subgraph, as_action
 
-_LATER = ("traffic", "rush_hour", "telecom", "supply_chain")
+_LATER = ("telecom", "supply_chain")
+_MOST_DISTRICTS = 20
 
 
 @eqx.filter_jit
@@ -46,13 +49,22 @@ def _only_world(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[:, 0], tree)
 
 
+def _city(hour: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of traffic for a kind of hour in a generated city."""
+    settings = dict(settings)
+    signals = settings.pop("num_intersections", TrafficSettings().signals)
+    return {"network": "city", "signals": signals, "scenarios": (hour,), "radius": 2} | settings
+
+
 class DynamicGraphEnv:
     """One world of any of our environments, in which `num_agents` agents act; episodes as training draws them.
 
-    **Arguments:** `scenario` is an environment by name (`dgfrl list`; power_grid and power-grid are one);
-    `num_agents` by default as many as training has. On a grid, `time_varying_topology=False` and
-    `edge_failure_rate` [failures per line and hour] set how often lines fail at random. `seed` gives the episodes;
-    `settings` are the environment's own (`dgfrl train ENV --help`).
+    **Arguments:** `scenario` is an environment by name (`dgfrl list`; power_grid and power-grid are one), or a kind
+    of hour of traffic (`rush_hour_dynamics`), then in a generated city of `num_intersections` signals, whose agents
+    see two signals beyond their districts; `num_agents` by default as many as training has, in such a city 20.
+    `time_varying_topology` and `edge_failure_rate` say how often lines fail [per line and hour], or which share of
+    the roads is closed at a time. `seed` gives the episodes; `settings` are the environment's own
+    (`dgfrl train ENV --help`).
 
     Agents that have worlds of their own (cartpole, pendulum) are reset together, when the first of these worlds
     ends: the others are then truncated.
@@ -77,10 +89,15 @@ class DynamicGraphEnv:
             raise NotImplementedError(
                 f"scenario '{scenario}': arrives with a later version; there are {', '.join(ENVIRONMENTS)}"
             )
+        if scenario in HOURS:
+            name, settings = "traffic", _city(scenario, settings)
+            num_agents = min(_MOST_DISTRICTS, settings["signals"]) if num_agents is None else num_agents
         if not time_varying_topology and edge_failure_rate:
             raise ValueError(f"edge_failure_rate {edge_failure_rate}: needs time_varying_topology=True")
         if name == "power-grid" and (edge_failure_rate is not None or not time_varying_topology):
             settings["line_failure_rate"] = float(edge_failure_rate or 0.0)
+        elif name == "traffic":
+            settings |= {"edge_failure_rate": edge_failure_rate, "time_varying_topology": time_varying_topology}
         elif edge_failure_rate is not None:
             raise ValueError(f"edge_failure_rate {edge_failure_rate}: no edge of '{scenario}' can fail")
         environment, owners = chosen(name, num_agents, None, settings)
