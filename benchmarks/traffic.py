@@ -115,7 +115,10 @@ def _federated(options: Options, name: str) -> dict[str, Any]:
     learners = training.learners[0]
     found = {SHARED_CITY: in_sumo(options, own, own.policy(training))}
     count = own.trainer.agents if name == "independent" else 1
-    each = [in_sumo(options, other, everywhere(own, learners, i, other)) for i in range(count)]
+    # the rules are the same for all
+    each = [
+        in_sumo(options, other, everywhere(own, learners, i, other), RULES if i == 0 else ()) for i in range(count)
+    ]
     merged = dict(each[0])
     merged[POLICY] = {"delay": {"values": np.mean([delay(one[POLICY]) for one in each], axis=0).tolist()}}
     return found | {OTHER_CITY: merged, "cities": [SHARED_CITY, OTHER_CITY], "bytes": float(np.sum(sent))}

@@ -135,7 +135,7 @@ def build(settings: TrafficSettings, agents: int) -> Domain:
         scenarios=scenarios,
         illustrate=partial(illustrate, **shown, district=districts(network.signal_xy_m, agents)),
         baselines=baselines(own),
-        simulator=None if sumo is None else InSumo(network, sumo, training, own),
+        simulator=None if sumo is None else InSumo(network, sumo, training, {**own, "fixed-time": None}),
         idle="fixed-time",
         references=("random",),
         help=SCENARIO_HELP | BASELINE_HELP,

@@ -49,27 +49,26 @@ def _one_world(observation: Observation) -> Observation:
 
 @dataclass(frozen=True, eq=False)
 class InSumo:
-    """Whole episodes in SUMO; `environment` is one of the network's, `rules` what runs beside the policy."""
+    """Whole episodes in SUMO; `environment` is one of the network's, `rules` what runs beside the policy, None for
+    the network's own programs as SUMO runs them."""
 
     network: Network
     settings: SumoSettings
     environment: Traffic
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, Rule | None]
     name: str = "SUMO"
     metrics: tuple[Metric, ...] = METRICS
     headline: str = "delay"
 
     def controllers(self, policy: Controller) -> Mapping[str, Callable[[int], dict[str, float]]]:
-        """An episode a call, from its seed, for the policy and every rule; the network's own programs run as SUMO
-        runs them.
+        """An episode a call, from its seed, for the policy and every rule.
 
         Raises:
             RuntimeError: of a call: SUMO failed, ended, or did not answer.
         """
         _, observation = self.environment.reset(jax.random.key(0))
         learned = Learned(self.environment.view.signals, self.environment.view, policy, _one_world(observation))
-        everyone: dict[str, Rule | None] = {"policy": learned, **self.rules, "fixed-time": None}
-        return {name: self._player(rule) for name, rule in everyone.items()}
+        return {name: self._player(rule) for name, rule in {"policy": learned, **self.rules}.items()}
 
     def _player(self, rule: Rule | None) -> Callable[[int], dict[str, float]]:
         decision_s = round(self.environment.decision_s)
