@@ -58,6 +58,8 @@ class Options:
     """Of each training; default: that of `dgfrl train traffic`."""
     sumo_seeds: int = 10
     """Episodes of every controller in SUMO."""
+    first_sumo_seed: int = 10
+    """Seeds 0 to 9 were looked at while the defaults were chosen."""
     seed: int = 0
     """Of the training."""
     log: Path = RESULTS.parents[1] / "runs" / "traffic.jsonl"
@@ -225,12 +227,19 @@ def in_sumo(options: Options, built: Built, policy: Controller, rules: tuple[str
     """Metrics of the policy and the rules on SUMO's seeds."""
     simulator = built.domain.simulator
     assert isinstance(simulator, InSumo)
+    seeds = range(options.first_sumo_seed, options.first_sumo_seed + options.sumo_seeds)
     chosen = replace(simulator, rules={name: simulator.rules[name] for name in rules})
-    return prove(built.domain, chosen, policy, range(options.sumo_seeds), lambda name, seed: None)[simulator.name]
+    return prove(built.domain, chosen, policy, seeds, lambda name, seed: None)[simulator.name]
 
 
 def logged(options: Options, part: str, case: str, run: Any) -> dict[str, Any]:
-    known = {"part": part, "case": case, "seed": options.seed, "sumo_seeds": options.sumo_seeds}
+    known = {
+        "part": part,
+        "case": case,
+        "seed": options.seed,
+        "first_sumo_seed": options.first_sumo_seed,
+        "sumo_seeds": options.sumo_seeds,
+    }
     return RunLog(options.log, tuple(known)).get(known, run)
 
 
@@ -274,7 +283,6 @@ def ratio(
         bar,
         stretch,
         direction="at most",
-        seeds=tuple(range(len(each))),
         details=details or {},
     )
 

@@ -79,8 +79,8 @@ ENVIRONMENTS = {
         TrafficSettings,
         "dynamic_graph_fed_rl.environments.traffic.build",
         {"agents": 4, "rounds": 120, "worlds": 64, "decisions_per_round": 30},
-        # a phase shows in the queues around it within a minute
-        {"ppo": {"discount": 0.9, "trace": 0.9, "learning_rate": 2e-3, "epochs": 2, "minibatches": 8}},
+        # a phase shows in the queues around it within minutes
+        {"ppo": {"discount": 0.95, "trace": 0.9, "learning_rate": 2e-3, "epochs": 2, "minibatches": 8}},
     ),
     "cartpole": Entry(
         "pole balancing as a graph of one node; every agent has worlds of its own",

@@ -48,5 +48,6 @@ class TrafficSettings:
     """Between two phases."""
     training_s: float = 900.0
     """Length of a training episode, which starts anywhere in the hour on empty roads."""
-    training_demand: tuple[float, float] = (0.7, 1.2)
-    """Demand in training over that of the scenario, drawn anew in every episode."""
+    training_demand: tuple[float, float] = (0.8, 1.6)
+    """Demand in training over that of the scenario, drawn anew in every episode; above 1, so that full roads ahead
+    are met often."""
