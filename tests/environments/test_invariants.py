@@ -52,6 +52,21 @@ TABLE = {
     ),
     "recall-flag": Row("recall", 1, RecallSettings(delay=5)),
     "traffic": Row("traffic", 2, _TRAFFIC),
+    "traffic-splits": Row(
+        "traffic",
+        3,
+        TrafficSettings(
+            network="city",
+            signals=7,
+            load=3.0,
+            control="splits",
+            dt_s=5.0,
+            decision_s=10.0,
+            cycle_s=40.0,
+            training_s=800.0,
+            scenarios=("incidents", "dark_signals", "sensor_failures"),
+        ),
+    ),
     "recall-average": Row("recall", 1, RecallSettings(task="average", delay=5)),
 }
 

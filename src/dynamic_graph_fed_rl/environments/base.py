@@ -88,6 +88,11 @@ class Controller(eqx.Module):
     leaves `[B, ...]`, observation and action leaves `[A, B, ...]`.
     """
 
+    def plays_in(self, environment: Environment) -> Environment:
+        """Where it acts when it is judged in this one: the same worlds and metrics, in another action space only if
+        its actions are of that."""
+        return environment
+
     @abc.abstractmethod
     def initial_memory(self, state: PyTree, observation: Observation) -> PyTree: ...
 

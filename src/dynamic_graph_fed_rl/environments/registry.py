@@ -32,6 +32,16 @@ class Entry:
 
 
 # half of the world steps that learning from each round once takes
+_SPLITS_REPLAY = {
+    "rounds": 40,
+    "worlds": 16,
+    "decisions_per_round": 20,
+    "discount": 0.9,
+    "learning_rate": 1e-3,
+    "updates": 64,
+    "batch_size": 128,
+    "warm_up": 1000,
+}
 _GRID_REPLAY = {
     "worlds": 32,
     "discount": 0.8,
@@ -80,7 +90,12 @@ ENVIRONMENTS = {
         "dynamic_graph_fed_rl.environments.traffic.build",
         {"agents": 4, "rounds": 120, "worlds": 64, "decisions_per_round": 30},
         # a phase shows in the queues around it within minutes
-        {"ppo": {"discount": 0.95, "trace": 0.9, "learning_rate": 2e-3, "epochs": 2, "minibatches": 8}},
+        {
+            "ppo": {"discount": 0.95, "trace": 0.9, "learning_rate": 2e-3, "epochs": 2, "minibatches": 8},
+            # of green splits: a decision is a cycle
+            "td3": _SPLITS_REPLAY,
+            "sac": _SPLITS_REPLAY,
+        },
     ),
     "cartpole": Entry(
         "pole balancing as a graph of one node; every agent has worlds of its own",

@@ -88,6 +88,7 @@ def play(
     Every controller meets the same weather and faults. Worlds are stepped to the end of the horizon also
     after a termination, since what comes after it counts.
     """
+    environment = controller.plays_in(environment)
     state, observation = begin(environment, owners, keys)
     memory = controller.initial_memory(state, observation)
     for index in range(1, environment.spec.episode_decisions + 1):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from dynamic_graph_fed_rl.environments.base import Controller, Observation
+from dynamic_graph_fed_rl.environments.base import Controller, Environment, Observation
 from dynamic_graph_fed_rl.environments.traffic.environment import CityState, Traffic
 from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network
 from dynamic_graph_fed_rl.environments.traffic.rules import (
@@ -29,6 +29,10 @@ class RuleController(Controller):
 
     environment: Traffic
     rule: Rule
+
+    def plays_in(self, environment: Environment) -> Traffic:
+        """Phase by phase, whatever a policy beside it sets."""
+        return self.environment
 
     def initial_memory(self, state: PyTree, observation: Observation) -> PyTree:
         worlds = observation.first.shape[1]
@@ -60,7 +64,7 @@ def baselines(own: Mapping[str, Rule]) -> dict[str, Callable[..., Controller]]:
     """Controllers by name, from an environment of the network whose rules these are."""
     made: dict[str, Callable[..., Controller]] = {"random": lambda environment: Uniform()}
     for name, rule in own.items():
-        made[name] = lambda environment, rule=rule: RuleController(environment, rule)
+        made[name] = lambda environment, rule=rule: RuleController(environment.city, rule)
     return made
 
 

@@ -28,6 +28,7 @@ from dynamic_graph_fed_rl.environments.traffic.scenarios import (
 )
 from dynamic_graph_fed_rl.environments.traffic.sensing import signal_constants
 from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
+from dynamic_graph_fed_rl.environments.traffic.splits import GreenSplits
 from dynamic_graph_fed_rl.environments.traffic.sumo_files import installed_begin_s, installed_files
 from dynamic_graph_fed_rl.environments.traffic.sumo_process import SumoSettings
 
@@ -73,7 +74,7 @@ def sumo_settings(settings: TrafficSettings) -> SumoSettings | None:
 
 def build_traffic(
     settings: TrafficSettings, network: Network, demand: Demand, agents: int, training: bool
-) -> Traffic:
+) -> Traffic | GreenSplits:
     """One environment that mixes the scenarios of the settings.
 
     In training, episodes are short, start anywhere in the hour and vary in demand.
@@ -81,6 +82,11 @@ def build_traffic(
     Raises:
         ValueError: settings that cannot be, by name.
     """
+    city = _by_phases(settings, network, demand, agents, training)
+    return city if settings.control == "phases" else GreenSplits(city, round(settings.cycle_s / settings.dt_s))
+
+
+def _by_phases(settings: TrafficSettings, network: Network, demand: Demand, agents: int, training: bool) -> Traffic:
     roads = road_constants(network, settings.dt_s)
     signals = signal_constants(network)
     district = districts(network.signal_xy_m, agents)
@@ -121,6 +127,8 @@ def build(settings: TrafficSettings, agents: int) -> Domain:
     """Training environment, one evaluation environment a scenario, and the baselines."""
     _check(settings)
     network, demand = load(settings)
+    if settings.control == "splits":
+        _check_cycle(settings, network)
     own = rules(network, demand, signal_constants(network), settings.decision_s)
     training = build_traffic(settings, network, demand, agents, training=True)
     sumo = sumo_settings(settings)
@@ -148,7 +156,7 @@ def _check(settings: TrafficSettings) -> None:
     Raises:
         ValueError: the setting, its value, and what would be right.
     """
-    for name in ("duration_s", "dt_s", "decision_s", "training_s", "signals", "load"):
+    for name in ("duration_s", "dt_s", "decision_s", "cycle_s", "training_s", "signals", "load"):
         if getattr(settings, name) <= 0:
             raise ValueError(f"{name} {getattr(settings, name)}: must be above 0")
     for name in ("min_green_s", "yellow_s", "radius"):
@@ -162,3 +170,27 @@ def _check(settings: TrafficSettings) -> None:
     low, high = settings.training_demand
     if not 0 < low <= high:
         raise ValueError(f"training_demand {settings.training_demand}: two numbers above 0, the lower one first")
+
+
+def _check_cycle(settings: TrafficSettings, network: Network) -> None:
+    """Refuse cycles that cannot be.
+
+    Raises:
+        ValueError: the setting, its value, and what would be right.
+    """
+    most = int(network.phase_count.argmax())
+    phases, name = int(network.phase_count[most]), network.signal_id[most]
+    least_s = phases * (settings.min_green_s + settings.yellow_s)
+    if settings.cycle_s < least_s:
+        raise ValueError(
+            f"cycle_s {settings.cycle_s:g}: the {phases} phases of signal '{name}' take {least_s:g} s with minimum "
+            "greens and yellows"
+        )
+    wholes = (
+        ("cycle_s", settings.cycle_s, "decision_s", settings.decision_s),
+        ("training_s", settings.training_s, "cycle_s", settings.cycle_s),
+        ("duration_s", settings.duration_s, "cycle_s", settings.cycle_s),
+    )
+    for whole, whole_s, part, part_s in wholes:
+        if whole_s % part_s:
+            raise ValueError(f"{whole} {whole_s:g}: must be a multiple of {part}, {part_s:g}")

@@ -97,6 +97,11 @@ class Traffic(Environment):
         )
 
     @property
+    def city(self) -> "Traffic":
+        """Itself: what other ways to set the signals wrap."""
+        return self
+
+    @property
     def decision_s(self) -> float:
         return self.decision_steps * self.roads.dt_s
 

@@ -83,7 +83,8 @@ class TrafficView(eqx.Module):
     receivers: Int[Array, "agents edges"]
     slot_owner: Int[Array, "agents slots"]
     road_links: Table
-    road_time_s: Float[Array, " roads"]
+    road_static: Float[Array, "roads 2"]
+    """Columns that never change, made once: divided anew in every program they would differ in the last digit."""
     approach_lanes: Table
     """Lanes that end at each signal."""
     approach_links: Table
@@ -164,8 +165,7 @@ class TrafficView(eqx.Module):
         open_road = ~self.road_links.of(sensed.closed).any(-1)
         since_s = jnp.where(self.road_links.mask, sensed.since_s[self.road_links.index], jnp.inf).min(-1)
         columns = [
-            self.road_time_s / 20.0,
-            storage / 30.0,
+            *self.road_static.T,
             self.road_links.sum(own.link_queue(sensed)) / 10.0,
             self.road_links.sum(sensed.link_vehicles) / jnp.maximum(storage, 1.0),
             open_road.astype(jnp.float32),
@@ -219,6 +219,8 @@ def traffic_view(
         where = {int(signal): i for i, signal in enumerate(views.node_index[agent][views.node_mask[agent]])}
         owner[agent, mask[agent]] = [where[int(signal)] for signal in index[agent, mask[agent]]]
     free_time_s = [float(network.link_time_s[list(links)].sum()) for links in roads.links]
+    storage = [float(network.link_storage[list(links)].sum()) for links in roads.links]
+    static = np.array([free_time_s, storage]).T / (20.0, 30.0) if roads.links else np.zeros((1, 2))
     ends_at = network.link_end[network.lane_link]
     return TrafficView(
         signals=signals,
@@ -232,7 +234,7 @@ def traffic_view(
         receivers=jnp.asarray(views.receivers),
         slot_owner=jnp.asarray(owner),
         road_links=table([np.array(links, int) for links in roads.links] or [np.zeros(0, int)]),
-        road_time_s=jnp.asarray(free_time_s or [0.0], jnp.float32),
+        road_static=jnp.asarray(static, jnp.float32),
         approach_lanes=table([np.flatnonzero(ends_at == s) for s in range(network.signals)]),
         approach_links=table([np.flatnonzero(network.link_end == s) for s in range(network.signals)]),
         exit_links=table([np.flatnonzero(network.link_origin == s) for s in range(network.signals)]),

@@ -15,6 +15,7 @@ from dynamic_graph_fed_rl.environments.traffic.baselines import RuleController
 from dynamic_graph_fed_rl.environments.traffic.environment import CityState, Traffic
 from dynamic_graph_fed_rl.environments.traffic.network import Demand, Network
 from dynamic_graph_fed_rl.environments.traffic.rules import Rule
+from dynamic_graph_fed_rl.environments.traffic.splits import GreenSplits
 
 POLICY = "policy"
 COMPARED = ("max-pressure", "fixed-time")
@@ -27,7 +28,7 @@ def illustrate(
     folder: Path,
     policy: Controller,
     play: Play,
-    scenarios: Mapping[str, Traffic],
+    scenarios: Mapping[str, Traffic | GreenSplits],
     rules: Mapping[str, Rule],
     network: Network,
     demand: Demand,
@@ -38,8 +39,9 @@ def illustrate(
 
     scenario = next((name for name in _PREFERRED if name in scenarios), next(iter(scenarios)))
     environment = scenarios[scenario]
-    controllers = {POLICY: policy} | {name: RuleController(environment, rules[name]) for name in COMPARED}
-    hours = {name: _record(environment, play(one, environment)) for name, one in controllers.items()}
+    controllers = {POLICY: policy} | {name: RuleController(environment.city, rules[name]) for name in COMPARED}
+    decisions = environment.spec.episode_decisions
+    hours = {name: _record(environment.city, play(one, environment), decisions) for name, one in controllers.items()}
     own, series = hours[POLICY], {}
     smoothed = max(1, round(_SMOOTHED_S / environment.decision_s))
     for name, hour in hours.items():
@@ -90,10 +92,13 @@ def _figures(environment: Traffic, state: CityState) -> dict[str, Array]:
     }
 
 
-def _record(environment: Traffic, episode: Any) -> dict[str, np.ndarray]:
-    """The hour decision by decision, `[T, ...]`."""
+def _record(environment: Traffic, episode: Any, times: int) -> dict[str, np.ndarray]:
+    """The hour at so many times, `[T, ...]`, by the last of the decisions since the one before."""
     rows = [_figures(environment, state) | {"left": metrics["total_left"][0]} for state, metrics in episode]
-    return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+    hour = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+    each = len(rows) // times
+    left = hour["left"].reshape(times, each).sum(1)
+    return {name: values[each - 1 :: each] for name, values in hour.items()} | {"left": left}
 
 
 def _closures(network: Network, clock_h: Float[np.ndarray, " T"], closed: np.ndarray) -> dict[str, float]:

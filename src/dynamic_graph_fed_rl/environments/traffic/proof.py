@@ -13,8 +13,9 @@ from dynamic_graph_fed_rl.environments.traffic.environment import Traffic
 from dynamic_graph_fed_rl.environments.traffic.live import drive
 from dynamic_graph_fed_rl.environments.traffic.network import Network
 from dynamic_graph_fed_rl.environments.traffic.observation import TrafficView
-from dynamic_graph_fed_rl.environments.traffic.rules import Rule
+from dynamic_graph_fed_rl.environments.traffic.rules import Program, Rule, plan_phases
 from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed
+from dynamic_graph_fed_rl.environments.traffic.splits import GreenSplits
 from dynamic_graph_fed_rl.environments.traffic.sumo_process import SumoSettings
 
 METRICS = (
@@ -43,6 +44,32 @@ class Learned(Rule):
         return self.view.districts.gather(action[:, 0]).astype(jnp.int32), (jnp.asarray(False), kept)
 
 
+class LearnedSplits(Rule):
+    """The same for a policy that shares out cycles: asked every second, it decides at each cycle's begin."""
+
+    environment: GreenSplits
+    policy: Controller
+    begun: Observation
+
+    def initial(self) -> PyTree:
+        slots = self.begun.slot_owner[:, 0].shape
+        plan = self.environment.plan(jnp.zeros((*slots, 1)))
+        return jnp.zeros((), jnp.int32), plan, self.policy.initial_memory(None, self.begun)
+
+    def wanted(self, memory: PyTree, sensed: Sensed) -> tuple[Int[Array, " signals"], PyTree]:
+        second, plan, kept = memory
+        into_s = second % round(self.environment.decision_s)
+
+        def anew(old: tuple[Program, PyTree]) -> tuple[Program, PyTree]:
+            city = self.environment.city
+            seen = self.environment.seen(city.view.observe(sensed, second == 0))
+            action, remembered = self.policy.act(jax.random.key(0), old[1], None, _one_world(seen))
+            return self.environment.plan(action[:, 0]), remembered
+
+        plan, kept = jax.lax.cond(into_s == 0, anew, lambda old: old, (plan, kept))
+        return plan_phases(plan, into_s.astype(jnp.float32)), (second + 1, plan, kept)
+
+
 def _one_world(observation: Observation) -> Observation:
     return jax.tree.map(lambda leaf: leaf[:, None], observation)
 
@@ -54,7 +81,7 @@ class InSumo:
 
     network: Network
     settings: SumoSettings
-    environment: Traffic
+    environment: Traffic | GreenSplits
     rules: Mapping[str, Rule | None]
     name: str = "SUMO"
     metrics: tuple[Metric, ...] = METRICS
@@ -66,13 +93,17 @@ class InSumo:
         Raises:
             RuntimeError: of a call: SUMO failed, ended, or did not answer.
         """
-        _, observation = self.environment.reset(jax.random.key(0))
-        learned = Learned(self.environment.view.signals, self.environment.view, policy, _one_world(observation))
-        return {name: self._player(rule) for name, rule in {"policy": learned, **self.rules}.items()}
+        environment, city = self.environment, self.environment.city
+        _, observation = environment.reset(jax.random.key(0))
+        begun = _one_world(observation)
+        if isinstance(environment, GreenSplits):
+            learned = self._player(LearnedSplits(city.view.signals, environment, policy, begun), 1)
+        else:
+            learned = self._player(Learned(city.view.signals, city.view, policy, begun), round(city.decision_s))
+        rules = {name: self._player(rule, round(city.decision_s)) for name, rule in self.rules.items()}
+        return {"policy": learned, **rules}
 
-    def _player(self, rule: Rule | None) -> Callable[[int], dict[str, float]]:
-        decision_s = round(self.environment.decision_s)
-
+    def _player(self, rule: Rule | None, decision_s: int) -> Callable[[int], dict[str, float]]:
         def play(seed: int) -> dict[str, float]:
             outcome = drive(self.network, replace(self.settings, seed=seed), rule, decision_s)
             return {

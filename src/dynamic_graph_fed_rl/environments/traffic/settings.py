@@ -1,6 +1,7 @@
 """What a user may set about traffic signals; no jax import, so that the command line stays quick."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class TrafficSettings:
     """Signals beyond its own district that an agent sees, in hops."""
     dt_s: float = 1.0
     """Length of a step; 5 for large cities, which is too coarse to compare with SUMO."""
+    control: Literal["phases", "splits"] = "phases"
+    """What agents set: each signal's next phase, or (for td3 and sac) how the green of each cycle is shared."""
     decision_s: float = 5.0
-    """Time between decisions."""
+    """Time between decisions, of rules too."""
+    cycle_s: float = 45.0
+    """Between decisions on splits: the cycle of all signals."""
     min_green_s: float = 5.0
     """Time that a phase stays green at least."""
     yellow_s: float = 3.0

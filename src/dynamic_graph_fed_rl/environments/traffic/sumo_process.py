@@ -37,6 +37,9 @@ class SumoSettings:
     """Links that are closed, from when until when [s since the episode began]."""
     uptake: float = 0.5
     """Share of drivers who know of a closure as soon as there is one."""
+    unblock_s: float = -1.0
+    """Cars that have stood on a crossing for so long no longer stop the others there (`ignore-junction-blocker`);
+    -1: they do for ever, as SUMO has it by default."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ class _World:
             "end": settings.begin_s + settings.duration_s,
             "seed": settings.seed,
             "time-to-teleport": -1,
+            "ignore-junction-blocker": settings.unblock_s,
             "tripinfo-output": self.trips,
             "tripinfo-output.write-unfinished": "true",
             "tripinfo-output.write-undeparted": "true",
