@@ -3,13 +3,15 @@
 `dgfrl benchmark traffic [PART ...]` prints the table and writes `results/traffic.json`. Runs that are in the log
 already are not run again.
 
-transfer    trained on each network, judged on the same one: delay over that of the best rule; on cologne3 also with
-            crossings that SUMO unblocks
+transfer    trained on each network, judged on the same one: delay over that of the best rule
 federation  districts of one network: a server, one centralised learner and independent ones at equal world steps; and
             the same policies on a network that none of them was trained on
 unseen      trained on three networks together, judged on a fourth
 incidents   links that matter close for ten minutes in SUMO: excess delay of policies that see closures, of such that
             do not, and of the rules
+
+On cologne3 cars lock each other on a crossing for ever now and then, under every controller; the other parts, and the
+transfer once more, are judged there with crossings that SUMO unblocks after 30 s.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,8 +46,8 @@ CLOSURES = {
 }
 """Sets of roads that close together, by their first edges: those that cost max pressure 10 % more delay or above."""
 CLOSED_S = 900.0, 1500.0
-UNBLOCKED, UNBLOCK_S = ("cologne3",), 30.0
-"""Networks where cars lock each other on a crossing for ever, under rules too; judged without that as well."""
+UNBLOCK_S = {"cologne3": 30.0}
+"""Networks where cars lock each other on a crossing for ever, under rules too, and how long they may."""
 PARTS = ("transfer", "federation", "unseen", "incidents")
 
 
@@ -87,15 +89,14 @@ def transfer(options: Options) -> list[Claim]:
     for network in options.networks:
         row = logged(options, "transfer", network, partial(_transferred, options, network))
         claims += judged(f"{network}, trained on it", row[network], bar=1.05, stretch=0.95)
-        if network in UNBLOCKED:
-            row = logged(options, "transfer, unblocked", network, partial(_transferred, options, network, UNBLOCK_S))
+        if network in UNBLOCK_S:
+            row = logged(options, "transfer, unblocked", network, partial(_transferred, options, network, True))
             claims += judged(f"{network}, trained on it, crossings unblocked", row[network])
     return claims
 
 
-def _transferred(options: Options, network: str, unblock_s: float = -1.0) -> dict[str, Any]:
-    built = built_for(options, network)
-    built = sumo_with(built, unblock_s=unblock_s)
+def _transferred(options: Options, network: str, unblock: bool = False) -> dict[str, Any]:
+    built = unblocked(options, network) if unblock else built_for(options, network)
     return {network: in_sumo(options, built, built.policy(trained(built.trainer, options)))}
 
 
@@ -116,7 +117,7 @@ def federation(options: Options) -> list[Claim]:
 
 
 def _federated(options: Options, name: str) -> dict[str, Any]:
-    own, other = built_for(options, SHARED_CITY, name), built_for(options, OTHER_CITY)
+    own, other = built_for(options, SHARED_CITY, name), unblocked(options, OTHER_CITY)
     sent: list[float] = []
     training = trained(own.trainer, options, sent)
     # one learner's parameters act for all districts of a network it has not seen; those of each in turn, where they
@@ -150,7 +151,7 @@ def _unseen(options: Options, known: Sequence[str], last: str) -> dict[str, Any]
     exchange = build_federation(FederationSettings(), "server", agents, first.experiment.rounds)
     trainer = Trainer(groups, exchange, first.experiment.decisions_per_round, first.experiment.agent_map)
     learners = trained(trainer, options).learners[0]
-    cities[last] = built_for(options, last)
+    cities = {name: unblocked(options, name) for name in (*known, last)}
     return {name: in_sumo(options, one, everywhere(first, learners, 0, one)) for name, one in cities.items()}
 
 
@@ -204,6 +205,11 @@ def built_for(options: Options, network: str, federation: str = "server", **fiel
     rounds = {} if options.rounds is None else {"rounds": options.rounds}
     common = {"network": network, "agents": DISTRICTS[network], "federation": federation, "seed": options.seed}
     return build(default_experiment("traffic", **common, **rounds, **fields))
+
+
+def unblocked(options: Options, network: str) -> Built:
+    """As it is judged in all but the transfer."""
+    return sumo_with(built_for(options, network), unblock_s=UNBLOCK_S.get(network, -1.0))
 
 
 def sumo_with(built: Built, **fields: Any) -> Built:

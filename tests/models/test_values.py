@@ -135,19 +135,21 @@ ALIKE = replace(
 
 
 @pytest.mark.parametrize("dueling", [False, True])
-def test_choices_that_are_scored_alike_may_come_in_any_order(dueling):
+def test_choices_that_are_scored_alike_may_come_in_any_order_and_number(dueling):
     made = ChoiceNetworks(jax.random.key(0), ALIKE, 8, 2, "edge-gated", None, dueling, False)
     weights = lambda one: (one.values.network.head.layers[-1].weight, one.values.network.direct.weight)  # noqa: E731
     made = eqx.tree_at(weights, made, replace_fn=lambda weight: 100.0 * weight + 0.5)
     rng = np.random.default_rng(0)
     own = jnp.asarray(rng.normal(size=(3, SLOTS, CHOICES, 2)), jnp.float32)
-    allowed = jnp.asarray(rng.random((3, SLOTS, CHOICES)) < 0.7)
+    # where the last is forbidden, it is as if it were not there
+    allowed = jnp.asarray(rng.random((3, SLOTS, CHOICES)) < 0.7).at[0, :, 2].set(False)
 
     def seen(order: list[int]) -> Observation:
         columns = own[:, :, jnp.asarray(order)].reshape(3, SLOTS, -1)
         fields = lambda one: (one.slots, one.action_mask)  # noqa: E731
         return eqx.tree_at(fields, random_observation(0), (columns, allowed[..., jnp.asarray(order)]))
 
-    straight, turned = valued(made, seen([0, 1, 2])), valued(made, seen([2, 0, 1]))
+    straight, turned, fewer = (valued(made, seen(order)) for order in ([0, 1, 2], [2, 0, 1], [0, 1]))
     assert straight.std() > 0.1
     np.testing.assert_allclose(turned, straight[..., jnp.asarray([2, 0, 1])], atol=1e-5)
+    np.testing.assert_allclose(fewer[0], straight[0, ..., :2], atol=1e-5)

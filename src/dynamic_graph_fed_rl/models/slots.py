@@ -40,14 +40,14 @@ class SlotNetwork(eqx.Module):
 
     Where the spec says what is known of each choice, one head and one map serve all choices, each of which sees the
     embedding and its own features: the numbers are those of the first choice, of the second, and so on, `outputs` in
-    all. What is learned for one choice then holds for all, in any order, and for slots that have fewer.
+    all. What is learned for one choice then holds for all, in any order, and where there are more or fewer of them.
     """
 
     encoder: Encoder
     head: Perceptron
     direct: Affine
-    choices: int = eqx.field(static=True)
-    """That are scored alike; 1 where slots are scored as a whole."""
+    choice_features: int = eqx.field(static=True)
+    """Of each choice; 0 where slots are scored as a whole."""
 
     def __init__(
         self,
@@ -62,18 +62,20 @@ class SlotNetwork(eqx.Module):
         layer_norm: bool = False,
     ):
         encoder_key, head_key = keys
-        self.choices = spec.action_size if spec.choice_features else 1
-        features, each = len(spec.slot_features) // self.choices, outputs // self.choices
+        self.choice_features = len(spec.choice_features)
+        features, each = len(spec.slot_features), outputs
+        if self.choice_features:
+            features, each = self.choice_features, outputs // spec.action_size
         self.encoder = build_encoder(encoder_key, node_features, spec, width, layers, encoder, layer_norm)
         self.head = Perceptron(head_key, (width + features, width, each), last_gain, layer_norm)
         self.direct = Affine(head_key, features, each, gain=0.0)
 
     def __call__(self, graph: Graph, observation: Observation) -> Float[Array, "*batch slots outputs"]:
         seen, own = at_slots(self.encoder(graph), graph, observation), observation.slots
-        if self.choices == 1:
+        if not self.choice_features:
             return self.head(seen) + self.direct(own)
         owner = seen[..., None, : seen.shape[-1] - own.shape[-1]]
-        own = own.reshape(*own.shape[:-1], self.choices, -1)
+        own = own.reshape(*own.shape[:-1], -1, self.choice_features)
         owner = jnp.broadcast_to(owner, (*own.shape[:-1], owner.shape[-1]))
         numbers = self.head(jnp.concatenate([owner, own], axis=-1)) + self.direct(own)
         return numbers.reshape(*numbers.shape[:-2], -1)

@@ -39,7 +39,7 @@ class ChoiceValues(eqx.Module):
         if not self.dueling:
             return numbers
         allowed = observation.action_mask
-        if self.network.choices == 1:
+        if not self.network.choice_features:
             return duel(numbers[..., 0], numbers[..., 1:], allowed)
         value, advantage = numbers[..., ::2], numbers[..., 1::2]
         return duel(masked_mean(value[..., None], allowed)[..., 0], advantage, allowed)
