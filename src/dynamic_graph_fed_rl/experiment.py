@@ -256,9 +256,10 @@ def build(experiment: Experiment) -> Built:
     algorithm_entry = known("algorithm", experiment.algorithm, ALGORITHMS)
     kind = domain.training.spec.action
     if kind not in algorithm_entry.actions:
+        fitting = [name for name, other in ALGORITHMS.items() if kind in other.actions]
         raise ValueError(
             f"algorithm '{experiment.algorithm}' acts with {' or '.join(algorithm_entry.actions)} actions; "
-            f"'{experiment.environment}' has {kind} ones"
+            f"'{experiment.environment}' as it is set has {kind} ones, for {', '.join(fitting)}"
         )
     experiment.learning.check_spec(domain.training.spec)
     make = importlib.import_module(algorithm_entry.module).build

@@ -1,6 +1,7 @@
 """What needs no SUMO is tested always, an episode in SUMO where it is installed."""
 
 import importlib.util
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from small_city import ROUTES, net_xml, write
 
+from dynamic_graph_fed_rl.environments.traffic.demand import sumo_binary
 from dynamic_graph_fed_rl.environments.traffic.joining import read_network
+from dynamic_graph_fed_rl.environments.traffic.sumo_closures import Barriers
 from dynamic_graph_fed_rl.environments.traffic.sumo_process import SumoProcess, SumoSettings
 
 installed = importlib.util.find_spec("libsumo") is not None
@@ -85,3 +88,49 @@ def test_orders_switch_sumos_signals_with_yellow_and_minimum_green(settings):
         assert look.phase == look.target == 1
         with pytest.raises(RuntimeError, match="has no phase 9"):
             world.advance(np.full((1, 1), 9), 1)
+
+
+FORK = """<nodes>
+  <node id="a" x="0" y="0"/><node id="b" x="60" y="0"/><node id="c" x="160" y="40"/><node id="d" x="160" y="-40"/>
+  <node id="e" x="260" y="0"/><node id="f" x="360" y="0"/>
+</nodes>"""
+ROADS = """<edges>
+  <edge id="ab" from="a" to="b" numLanes="2"/><edge id="bc" from="b" to="c"/><edge id="bd" from="b" to="d"/>
+  <edge id="ce" from="c" to="e"/><edge id="de" from="d" to="e"/><edge id="ef" from="e" to="f"/>
+</edges>"""
+# the right lane goes to d, the left one to c
+LANES = """<connections>
+  <connection from="ab" to="bd" fromLane="0" toLane="0"/><connection from="ab" to="bc" fromLane="1" toLane="0"/>
+</connections>"""
+
+
+@pytest.mark.skipif(not installed, reason="needs libsumo, of the extra 'sumo'")
+@pytest.mark.parametrize("led_around", [True, False])
+def test_who_was_led_around_too_late_misses_the_turn(settings, tmp_path, led_around):
+    import libsumo
+
+    net, routes = tmp_path / "fork.net.xml", tmp_path / "one.rou.xml"
+    files = {"node-files": FORK, "edge-files": ROADS, "connection-files": LANES}
+    words = []
+    for option, text in files.items():
+        (tmp_path / f"{option}.xml").write_text(text)
+        words += [f"--{option}", str(tmp_path / f"{option}.xml")]
+    subprocess.run([sumo_binary("netconvert"), *words, "-o", str(net)], check=True, capture_output=True)
+    routes.write_text(
+        '<routes><vehicle id="car" depart="0" departLane="0"><route edges="ab bc ce ef"/></vehicle></routes>'
+    )
+    barriers = Barriers(libsumo, read_network(settings.net), (), 1.0, 0)
+    libsumo.start(["sumo", "-n", str(net), "-r", str(routes), "--time-to-teleport", "-1", "--no-step-log"])
+    try:
+        for second in range(120):
+            barriers.tick(float(second))
+            libsumo.simulationStep()
+            if second == 0:
+                # it may not change lanes, as on a road shorter than a car
+                libsumo.vehicle.setLaneChangeMode("car", 0)
+                barriers.led_around |= {"car"} if led_around else set()
+        left = libsumo.vehicle.getIDCount() == 0
+    finally:
+        libsumo.close()
+    # others are let alone: why they stand is SUMO's own business
+    assert left == led_around

@@ -20,6 +20,7 @@ from dynamic_graph_fed_rl.environments.traffic.events import LONG_AGO_S, Closure
 from dynamic_graph_fed_rl.environments.traffic.observation import TrafficView
 from dynamic_graph_fed_rl.environments.traffic.scenarios import Scenario
 from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, sense
+from dynamic_graph_fed_rl.environments.traffic.steps import made_once
 
 METRICS = (
     Metric("delay", "delay a car", "s"),
@@ -109,6 +110,11 @@ class Traffic(Environment):
         """What detectors tell: all that baselines and policies may know."""
         return sense(self.roads, state.traffic, self.conditions(state))
 
+    def _observed(self, state: CityState, first: bool) -> Observation:
+        now = state.traffic
+        sensed = made_once(sense, now.time_s, self.roads, now, self.conditions(state))
+        return self.view.observe(sensed, jnp.asarray(first))
+
     def conditions(self, state: CityState) -> Conditions:
         """What is closed, dark or broken now."""
         return state.events.conditions(self.closures, state.traffic.time_s, state.since_s)
@@ -134,7 +140,7 @@ class Traffic(Environment):
             idle_s=jnp.zeros(()),
             gridlocked=jnp.asarray(False),
         )
-        return state, self.view.observe(self.sensed(state), jnp.asarray(True))
+        return state, self._observed(state, first=True)
 
     def step(
         self, key: PRNGKeyArray, state: CityState, action: Int[Array, "agents slots"]
@@ -170,7 +176,7 @@ class Traffic(Environment):
         total_s = counts.queued_s.sum() + counts.outside_s.sum() + counts.slowed_s
         agents = self.district_signals.shape[0]
         transition = Transition(
-            observation=self.view.observe(self.sensed(after), jnp.asarray(False)),
+            observation=self._observed(after, first=False),
             reward=-waited / (10.0 * self.decision_s * self.district_signals),
             cost=jnp.zeros((agents, 0)),
             terminated=jnp.zeros(agents, bool),

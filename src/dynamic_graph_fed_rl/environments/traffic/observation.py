@@ -12,7 +12,8 @@ from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Column
 from dynamic_graph_fed_rl.environments.traffic.constants import Table, table
 from dynamic_graph_fed_rl.environments.traffic.network import Network, roads_between_signals
-from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, SignalConstants
+from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, SignalConstants, Standing
+from dynamic_graph_fed_rl.environments.traffic.steps import made_once
 from dynamic_graph_fed_rl.graph import Graph, local_views, padded_rows
 
 NODE_COLUMNS = (
@@ -123,9 +124,10 @@ class TrafficView(eqx.Module):
         if not self.closures_visible:
             hidden = jnp.zeros_like(sensed.closed), jnp.full_like(sensed.since_s, 1e6)
             sensed = eqx.tree_at(lambda s: (s.closed, s.since_s), sensed, hidden)
-        nodes = self._nodes(sensed)[self.node_index]
+        standing = made_once(SignalConstants.standing, sensed.time_s, self.signals, sensed)
+        nodes = self._nodes(sensed, standing)[self.node_index]
         nodes = jnp.concatenate([self.owned[..., None].astype(nodes.dtype), nodes], axis=-1)
-        edges, open_road = self._edges(sensed)
+        edges, open_road = self._edges(sensed, standing)
         return Observation(
             graph=Graph(
                 nodes=jnp.where(self.node_mask[..., None], nodes, 0.0),
@@ -136,20 +138,20 @@ class TrafficView(eqx.Module):
                 edge_mask=self.edge_mask & open_road[self.edge_index],
                 globals=jnp.broadcast_to(self._globals(sensed), (agents, len(GLOBAL_COLUMNS))),
             ),
-            slots=self.districts.spread(self._slots(sensed)),
+            slots=self.districts.spread(self._slots(sensed, standing)),
             slot_owner=self.slot_owner,
             action_mask=self.districts.spread(self.allowed(sensed)),
             first=jnp.broadcast_to(first, (agents,)),
             births=jnp.zeros(self.node_mask.shape, bool),
         )
 
-    def _nodes(self, sensed: Sensed) -> Float[Array, "signals features"]:
+    def _nodes(self, sensed: Sensed, standing: Standing) -> Float[Array, "signals features"]:
         own = self.signals
         return jnp.stack(
             [
                 own.phase_mask.sum(1) / 4.0,
                 jnp.minimum(sensed.phase_s / 30.0, 4.0),
-                self.approach_lanes.sum(own.detected(sensed)) / 10.0,
+                self.approach_lanes.sum(standing.lane) / 10.0,
                 self.approach_links.sum(sensed.link_arriving) / 10.0,
                 self.approach_links.sum(sensed.link_entry) / 10.0,
                 sensed.dark.astype(jnp.float32),
@@ -159,14 +161,16 @@ class TrafficView(eqx.Module):
             axis=-1,
         )
 
-    def _edges(self, sensed: Sensed) -> tuple[Float[Array, "roads features"], Bool[Array, " roads"]]:
+    def _edges(
+        self, sensed: Sensed, standing: Standing
+    ) -> tuple[Float[Array, "roads features"], Bool[Array, " roads"]]:
         own = self.signals
         storage = self.road_links.sum(own.link_storage)
         open_road = ~self.road_links.of(sensed.closed).any(-1)
         since_s = jnp.where(self.road_links.mask, sensed.since_s[self.road_links.index], jnp.inf).min(-1)
         columns = [
             *self.road_static.T,
-            self.road_links.sum(own.link_queue(sensed)) / 10.0,
+            self.road_links.sum(standing.link) / 10.0,
             self.road_links.sum(sensed.link_vehicles) / jnp.maximum(storage, 1.0),
             open_road.astype(jnp.float32),
             jnp.minimum(since_s / 600.0, 1.0),
@@ -178,7 +182,7 @@ class TrafficView(eqx.Module):
         each = 10.0 * self.signals.signals
         return jnp.stack([sensed.lane_queue.sum() / each, sensed.link_entry.sum() / each])
 
-    def _slots(self, sensed: Sensed) -> Float[Array, "signals features"]:
+    def _slots(self, sensed: Sensed, standing: Standing) -> Float[Array, "signals features"]:
         own = self.signals
         arriving = (sensed.link_arriving / own.link_lane_count)[own.lane_link]
         room = jnp.where(sensed.closed, 0.0, 1.0 - sensed.link_vehicles / own.link_storage)[own.movement_to]
@@ -186,8 +190,8 @@ class TrafficView(eqx.Module):
         features = [
             own.phase_mask.astype(jnp.float32),
             (jnp.arange(own.phases) == sensed.target[:, None]).astype(jnp.float32),
-            own.by_phase(own.phase_lanes.sum(own.detected(sensed))) / 10.0,
-            own.by_phase(own.phase_movements.sum(own.pressure(sensed))) / 10.0,
+            own.by_phase(own.phase_lanes.sum(standing.lane)) / 10.0,
+            own.by_phase(own.phase_movements.sum(own.pressure(standing, sensed))) / 10.0,
             own.by_phase(own.phase_lanes.sum(arriving)) / 10.0,
             own.by_phase(own.phase_movements.sum(room) / served),
         ]

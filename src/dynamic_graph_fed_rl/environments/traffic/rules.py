@@ -90,7 +90,7 @@ class SelfOrganising(Rule):
     def wanted(self, memory: PyTree, sensed: Sensed) -> tuple[Int[Array, " signals"], PyTree]:
         own = self.signals
         gathered, then_s = memory
-        queue = own.by_phase(own.phase_lanes.sum(own.detected(sensed)))
+        queue = own.by_phase(own.phase_lanes.sum(own.standing(sensed).lane))
         coming = own.by_phase(own.phase_lanes.sum((sensed.link_arriving / own.link_lane_count)[own.lane_link]))
         now = jnp.arange(own.phases) == sensed.phase[:, None]
         gathered = jnp.where(now, 0.0, gathered + (queue + coming) * (sensed.time_s - then_s))
@@ -119,14 +119,15 @@ class LongestQueue(Scored):
     """The phase whose lanes hold most standing cars."""
 
     def score(self, sensed: Sensed) -> Float[Array, "signals phases"]:
-        return self.signals.by_phase(self.signals.phase_lanes.sum(self.signals.detected(sensed)))
+        return self.signals.by_phase(self.signals.phase_lanes.sum(self.signals.standing(sensed).lane))
 
 
 class MaxPressure(Scored):
     """The phase of most pressure (Varaiya 2013), movement by movement, of each the positive part."""
 
     def score(self, sensed: Sensed) -> Float[Array, "signals phases"]:
-        return self.signals.by_phase(self.signals.phase_movements.sum(self.signals.pressure(sensed)))
+        own = self.signals
+        return own.by_phase(own.phase_movements.sum(own.pressure(own.standing(sensed), sensed)))
 
 
 class SummedPressure(Scored):
@@ -135,7 +136,8 @@ class SummedPressure(Scored):
 
     def score(self, sensed: Sensed) -> Float[Array, "signals phases"]:
         own = self.signals
-        each = own.detected(sensed)[own.movement_lane] - own.link_queue(sensed)[own.movement_to]
+        standing = own.standing(sensed)
+        each = standing.lane[own.movement_lane] - standing.link[own.movement_to]
         return own.by_phase(own.phase_movements.sum(each))
 
 

@@ -96,23 +96,28 @@ class SignalConstants(eqx.Module):
     def by_phase(self, rows: Float[Array, " rows"]) -> Float[Array, "signals phases"]:
         return rows.reshape(self.signals, self.phases)
 
-    def detected(self, sensed: Sensed) -> Float[Array, " lanes"]:
-        """Cars that stand before the stop line of each lane, on up to 100 m."""
+    def standing(self, sensed: Sensed) -> "Standing":
         upstream = self.lane_chain.of(sensed.lane_queue) * self.lane_chain_share
-        return sensed.lane_queue + upstream.sum(-1)
+        return Standing(sensed.lane_queue + upstream.sum(-1), self.link_lanes.sum(sensed.lane_queue))
 
-    def link_queue(self, sensed: Sensed) -> Float[Array, " links"]:
-        return self.link_lanes.sum(sensed.lane_queue)
-
-    def pressure(self, sensed: Sensed) -> Float[Array, " movements"]:
+    def pressure(self, standing: "Standing", sensed: Sensed) -> Float[Array, " movements"]:
         """Cars that stand before a movement, less those that stand on a lane of the link it leads to; at least 0.
 
         A negative pressure would speak against the other movements of a phase, which may lead elsewhere. None towards
         a closed link, whose empty lanes would otherwise draw the green.
         """
-        ahead = (self.link_queue(sensed) / self.link_lane_count)[self.movement_to]
-        pressure = jnp.maximum(self.detected(sensed)[self.movement_lane] - ahead, 0.0)
+        ahead = (standing.link / self.link_lane_count)[self.movement_to]
+        pressure = jnp.maximum(standing.lane[self.movement_lane] - ahead, 0.0)
         return jnp.where(sensed.closed[self.movement_to], 0.0, pressure)
+
+
+class Standing(eqx.Module):
+    """Cars that stand, as controllers count them."""
+
+    lane: Float[Array, " lanes"]
+    """Before the stop line of each lane, on up to 100 m."""
+    link: Float[Array, " links"]
+    """On all lanes of each link."""
 
 
 def signal_constants(network: Network) -> SignalConstants:

@@ -95,6 +95,22 @@ def apart(running: Bool[Array, ""], part: Callable[..., PyTree], *args: PyTree) 
     )
 
 
+def made_once(part: Callable[..., PyTree], time_s: Float[Array, ""], *args: PyTree) -> PyTree:
+    """`apart`, for one world and under `vmap`."""
+
+    @jax.custom_batching.custom_vmap
+    def one(time_s: Float[Array, ""], *args: PyTree) -> PyTree:
+        return part(*args)
+
+    @one.def_vmap
+    def all_at_once(size: int, batched: list[PyTree], time_s: Float[Array, " worlds"], *args: PyTree) -> tuple:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[1:]))
+        result = apart(clock(time_s), jax.vmap(part, axes, axis_size=size), *args)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return one(time_s, *args)
+
+
 def drawn(seed: UInt32[Array, "words worlds"], step: Int[Array, ""], count: int) -> UInt32[Array, "draws worlds"]:
     """So many random words for a step: its counter through a mixing function of two rounds, `lowbias32` of Wellons
     (2018, "Prospecting for hash functions"), to which each world's two words of seed are added on the way. A quarter

@@ -2,7 +2,8 @@
 
 Of those whose way leads over a closed link a share knows of it and takes the quickest open way at once; the others
 find out on the link before it. Who has no way left, or wanted to end there, ends the trip before the closure and is
-counted. Who starts on the link may leave it.
+counted. Who starts on the link may leave it. Who was led around too late to change lanes misses the turn and goes
+where the lane goes: SUMO would have the car stand there for ever, and all behind it.
 
 No lane is forbidden to cars, as SUMO strikes off those that are to start on one that is.
 """
@@ -15,6 +16,7 @@ import numpy as np
 from dynamic_graph_fed_rl.environments.traffic.network import Network
 
 _AVOIDED_S = 1e5
+_PATIENCE_S, _AT_END_M = 10.0, 5.0
 
 
 class Barriers:
@@ -47,6 +49,7 @@ class Barriers:
             self.inside[link] = set(self.sumo.edge.getLastStepVehicleIDs(self.edge[link]))
         if self.until_s:
             self._lead_around()
+        self._miss_turns()
         self.since_s += 1.0
 
     def _open(self, link: int) -> None:
@@ -58,7 +61,7 @@ class Barriers:
 
     def _lead_around(self) -> None:
         vehicles = self.sumo.vehicle
-        closed = {self.edge[link] for link in self.until_s}
+        closed = self._closed_edges()
         departed = set(self.sumo.simulation.getDepartedIDList())
         for link in self.until_s:
             there = set(self.sumo.edge.getLastStepVehicleIDs(self.edge[link])) - departed
@@ -92,3 +95,26 @@ class Barriers:
             vehicles.setRoute(name, to_barrier)
             self.ended_before.add(name)
             self.concerned.discard(name)
+
+    def _miss_turns(self) -> None:
+        """Another way for those who have stood at the end of a lane for a while that does not go where they would."""
+        vehicles, lanes = self.sumo.vehicle, self.sumo.lane
+        for name in sorted(self.led_around & set(vehicles.getIDList())):
+            lane = vehicles.getLaneID(name)
+            if vehicles.getWaitingTime(name) < _PATIENCE_S or lane.startswith(":"):
+                continue
+            route, at = vehicles.getRoute(name), vehicles.getRouteIndex(name)
+            leads_to = {link[0].rpartition("_")[0] for link in lanes.getLinks(lane)}
+            to_end_m = lanes.getLength(lane) - vehicles.getLanePosition(name)
+            if to_end_m > _AT_END_M or set(route[at + 1 : at + 2]) <= leads_to:
+                continue
+            kind = vehicles.getTypeID(name)
+            open_ways = sorted(leads_to - self._closed_edges())
+            found = [self.sumo.simulation.findRoute(edge, route[-1], kind) for edge in open_ways]
+            possible = [one for one in found if one.edges]
+            if possible:
+                quickest = min(possible, key=lambda one: one.travelTime)
+                vehicles.setRoute(name, (route[at], *quickest.edges))
+
+    def _closed_edges(self) -> set[str]:
+        return {self.edge[link] for link in self.until_s}
