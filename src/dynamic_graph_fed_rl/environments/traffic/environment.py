@@ -110,7 +110,8 @@ class Traffic(Environment):
         """What detectors tell: all that baselines and policies may know."""
         return sense(self.roads, state.traffic, self.conditions(state))
 
-    def _observed(self, state: CityState, first: bool) -> Observation:
+    def observe(self, state: CityState, first: bool) -> Observation:
+        """What agents see now."""
         now = state.traffic
         sensed = made_once(sense, now.time_s, self.roads, now, self.conditions(state))
         return self.view.observe(sensed, jnp.asarray(first))
@@ -140,7 +141,7 @@ class Traffic(Environment):
             idle_s=jnp.zeros(()),
             gridlocked=jnp.asarray(False),
         )
-        return state, self._observed(state, first=True)
+        return state, self.observe(state, first=True)
 
     def step(
         self, key: PRNGKeyArray, state: CityState, action: Int[Array, "agents slots"]
@@ -176,7 +177,7 @@ class Traffic(Environment):
         total_s = counts.queued_s.sum() + counts.outside_s.sum() + counts.slowed_s
         agents = self.district_signals.shape[0]
         transition = Transition(
-            observation=self._observed(after, first=False),
+            observation=self.observe(after, first=False),
             reward=-waited / (10.0 * self.decision_s * self.district_signals),
             cost=jnp.zeros((agents, 0)),
             terminated=jnp.zeros(agents, bool),

@@ -102,12 +102,14 @@ class GreenSplits(Environment):
 
         def tick(now: CityState, number: Array) -> tuple[CityState, Transition]:
             wanted = plan_phases(plan, number * city.roads.dt_s)
-            return city.step(jax.random.fold_in(key, number), now, spread(wanted))
+            now, transition = city.step(jax.random.fold_in(key, number), now, spread(wanted))
+            # seen by nobody, and so never made
+            return now, eqx.tree_at(lambda t: t.observation, transition, None)
 
         after, each = jax.lax.scan(tick, state, jnp.arange(self.cycle_steps))
         last = jax.tree.map(lambda leaf: leaf[-1], each)
         transition = Transition(
-            observation=self.seen(last.observation),
+            observation=self.seen(city.observe(after, first=False)),
             reward=each.reward.mean(0),
             cost=last.cost,
             terminated=last.terminated,
