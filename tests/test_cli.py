@@ -176,7 +176,7 @@ def test_a_run_leaves_its_folder(finished, capsys) -> None:
     assert (summary["agents"], summary["env_steps"], summary["first_seed"]) == (2, 60 * 64, 0)
     entry = summary["evaluation"]["standard"]
     assert set(entry) == {
-        "policy", "do-nothing", "random", "lean-correction", "score", "paired_difference"
+        "policy", "do-nothing", "random", "lean-correction", "score", "score_zero", "paired_difference"
     }  # fmt: skip
     figures = entry["policy"]["episode_return"]
     assert len(figures["values"]) == 3 and figures["low"] <= figures["iqm"] <= figures["high"]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.evaluation.statistics import (
+    DO_NOTHING,
     POLICY,
     score_intervals,
     score_undefined_because,
@@ -154,9 +155,14 @@ def ordered_controllers(evaluation: Mapping[str, Mapping[str, Any]], headline: M
 
 
 def controllers_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A scenario's controllers: what stands in its entry of `summary.json` besides `paired_difference` and
-    `score`."""
-    return {name: value for name, value in entry.items() if name not in ("paired_difference", "score")}
+    """A scenario's controllers: what stands in its entry of `summary.json` besides `paired_difference`, `score` and
+    `score_zero`."""
+    return {name: value for name, value in entry.items() if name not in ("paired_difference", "score", "score_zero")}
+
+
+def score_zero(entry: Mapping[str, Any]) -> str:
+    """The controller whose score is 0."""
+    return entry.get("score_zero", DO_NOTHING)
 
 
 def no_score_because(entry: Mapping[str, Any], headline: Metric) -> str:
@@ -164,7 +170,7 @@ def no_score_because(entry: Mapping[str, Any], headline: Metric) -> str:
     values = {name: metrics[headline.name]["values"] for name, metrics in controllers_of(entry).items()}
     if any(None in column for column in values.values()):
         return f"no score: {headline.label.lower()} was not measured on every seed"
-    reason = score_undefined_because(values, lower_is_better=headline.lower_is_better)
+    reason = score_undefined_because(values, score_zero(entry), lower_is_better=headline.lower_is_better)
     return f"no score: {reason}" if reason else "no score"
 
 
@@ -243,7 +249,7 @@ def _draw_scores(axes: Any, entry: Mapping[str, Any], order: Sequence[str], head
         axes.set_xticks([])
         return
     values = {name: metrics[headline.name]["values"] for name, metrics in controllers_of(entry).items()}
-    intervals = score_intervals(values, lower_is_better=headline.lower_is_better)
+    intervals = score_intervals(values, score_zero(entry), lower_is_better=headline.lower_is_better)
     shown = {}
     for name, value in known.items():
         low, high = intervals.get(name) or (value, value)
@@ -251,7 +257,7 @@ def _draw_scores(axes: Any, entry: Mapping[str, Any], order: Sequence[str], head
     axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle=":")
     axes.axvline(100, color=BEST, linewidth=1.2, linestyle="--")
     _draw_dots(axes, order, shown, _SCORE_RANGE, decimals=1)
-    axes.set_xlabel("score: 0 is do-nothing,\n100 the best baseline")
+    axes.set_xlabel(f"score: 0 is {score_zero(entry)},\n100 the best baseline")
 
 
 def _draw_dots(

@@ -23,8 +23,9 @@ from dynamic_graph_fed_rl.evaluation.plots import (
     draw_learning_curves,
     no_score_because,
     ordered_controllers,
+    score_zero,
 )
-from dynamic_graph_fed_rl.evaluation.statistics import DO_NOTHING, POLICY
+from dynamic_graph_fed_rl.evaluation.statistics import POLICY
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -183,6 +184,7 @@ def _verdict_section(evaluation: Mapping[str, Mapping[str, Any]], main: Metric) 
     better = "lower" if main.lower_is_better else "higher"
     lines = [f"- **{scenario}**: {_verdict(entry, main)}" for scenario, entry in evaluation.items()]
     warnings = _warnings(evaluation)
+    zero = " or ".join(dict.fromkeys(map(score_zero, evaluation.values())))
     return [
         "## Result",
         "\n".join(lines),
@@ -190,7 +192,7 @@ def _verdict_section(evaluation: Mapping[str, Mapping[str, Any]], main: Metric) 
         f"Judged by {main.title}, {better} is better. Every controller meets the same seeds, none of them "
         "seen in training. Values are interquartile means with their 95 % bootstrap interval over seeds. "
         "Such a mean passes over the best and worst quarter of the seeds, so the worst seed is given too. "
-        f"Score: 0 is {DO_NOTHING}, 100 the best baseline a practitioner has today.",
+        f"Score: 0 is {zero}, 100 the best baseline a practitioner has today.",
     ]
 
 

@@ -173,8 +173,9 @@ def summarise_scenario(
 ) -> dict[str, Any]:
     """One scenario's entry of `summary.json` from `results[controller][metric]`, one value a seed.
 
-    Beside the controllers stand `score` and, where there are a policy and a baseline, `paired_difference`:
-    `{baseline, iqm, low, high, values}`, in the unit of the headline, positive where the policy is better.
+    Beside the controllers stand `score`, `score_zero`, the controller whose score is 0, and, where there are a policy
+    and a baseline, `paired_difference`: `{baseline, iqm, low, high, values}`, in the unit of the headline, positive
+    where the policy is better.
     """
     for controller, metrics in results.items():
         if headline not in metrics:
@@ -188,7 +189,7 @@ def summarise_scenario(
     if POLICY in cost and best is not None:
         pair = (cost[best], cost[POLICY]) if lower_is_better else (cost[POLICY], cost[best])
         entry["paired_difference"] = {"baseline": best, **paired_difference(*pair)}
-    entry["score"] = score(cost, worst, exclude, lower_is_better)
+    entry |= {"score": score(cost, worst, exclude, lower_is_better), "score_zero": worst}
     return entry
 
 
