@@ -272,7 +272,7 @@ def test_impossible_settings_are_refused_before_compilation(nothing_compiles, va
 )
 def test_an_algorithm_for_other_actions_is_refused_by_name(environment, algorithm, kinds):
     able, has = kinds
-    message = f"algorithm '{algorithm}' acts with {able} actions; '{environment}' as it is set has {has} ones, for ppo"
+    message = f"'{algorithm}' acts with {able} actions; '{environment}' as it is set has {has} ones, for ppo"
     with pytest.raises(ValueError, match=message):
         build(default_experiment(environment, algorithm=algorithm))
 
