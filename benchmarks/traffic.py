@@ -5,7 +5,7 @@ already are not run again.
 
 transfer    trained on each network, judged on the same one: delay over that of the best rule
 federation  districts of one network: a server, one centralised learner and independent ones at equal world steps; and
-            the same policies on a network that none of them was trained on
+            the same policies on two networks that none of them was trained on
 unseen      trained on three networks together, judged on a fourth
 incidents   links that matter close for ten minutes in SUMO: excess delay of policies that see closures, of such that
             do not, and of the rules
@@ -39,7 +39,7 @@ DISTRICTS = {"cologne3": 3, "cologne8": 8, "ingolstadt7": 7, "grid4x4": 16}
 """Networks, and the districts that learn on each."""
 # in SUMO the others lose to these on every network by far
 RULES = ("fixed-time", "longest-queue", "max-pressure")
-SHARED_CITY, OTHER_CITY = "cologne8", "cologne3"
+SHARED_CITY, OTHER_CITIES = "cologne8", ("cologne3", "ingolstadt7")
 CLOSURES = {
     "ingolstadt7": (("201963537#1",),),
     "cologne8": (("28675510#4", "-186623965#16", "8716807#6"), ("8716807#6", "-297047307", "28675510#1")),
@@ -105,33 +105,32 @@ def federation(options: Options) -> list[Claim]:
         name: logged(options, "federation", name, partial(_federated, options, name))
         for name in ("server", "centralised", "independent")
     }
+    compared = [("centralised", SHARED_CITY, 1.05)] + [("independent", city, 1.0) for city in OTHER_CITIES]
     claims = []
-    mean = {name: {city: delay(row[city][POLICY]) for city in row["cities"]} for name, row in rows.items()}
-    for against, city, bar in (("centralised", SHARED_CITY, 1.05), ("independent", OTHER_CITY, 1.0)):
+    for against, city, bar in compared:
         seen = "" if city == SHARED_CITY else ", which no district was trained on"
         words = f"{city}{seen}: delay of the districts under a server over that of {against}"
-        claims.append(ratio(words, mean["server"][city], mean[against][city], bar=bar))
+        ours, theirs = (delay(rows[name][city][POLICY]) for name in ("server", against))
+        claims.append(ratio(words, ours, theirs, bar=bar))
     for name, row in rows.items():
         claims += judged(f"{SHARED_CITY}, {name} ({row['bytes'] / 2**20:.1f} MiB exchanged)", row[SHARED_CITY])
     return claims
 
 
 def _federated(options: Options, name: str) -> dict[str, Any]:
-    own, other = built_for(options, SHARED_CITY, name), unblocked(options, OTHER_CITY)
+    own = built_for(options, SHARED_CITY, name)
     sent: list[float] = []
     training = trained(own.trainer, options, sent)
     # one learner's parameters act for all districts of a network it has not seen; those of each in turn, where they
     # differ
     learners = training.learners[0]
-    found = {SHARED_CITY: in_sumo(options, own, own.policy(training))}
+    found: dict[str, Any] = {SHARED_CITY: in_sumo(options, own, own.policy(training)), "bytes": float(np.sum(sent))}
     count = own.trainer.agents if name == "independent" else 1
-    # the rules are the same for all
-    each = [
-        in_sumo(options, other, everywhere(own, learners, i, other), RULES if i == 0 else ()) for i in range(count)
-    ]
-    merged = dict(each[0])
-    merged[POLICY] = {"delay": {"values": np.mean([delay(one[POLICY]) for one in each], axis=0).tolist()}}
-    return found | {OTHER_CITY: merged, "cities": [SHARED_CITY, OTHER_CITY], "bytes": float(np.sum(sent))}
+    for city in OTHER_CITIES:
+        other = unblocked(options, city)
+        each = [delay(in_sumo(options, other, everywhere(own, learners, i, other), ())[POLICY]) for i in range(count)]
+        found[city] = {POLICY: {"delay": {"values": np.mean(each, axis=0).tolist()}}}
+    return found
 
 
 def unseen(options: Options) -> list[Claim]:
