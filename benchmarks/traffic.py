@@ -143,14 +143,14 @@ def unseen(options: Options) -> list[Claim]:
 
 
 def _unseen(options: Options, known: Sequence[str], last: str) -> dict[str, Any]:
-    cities = {name: built_for(options, name) for name in known}
+    cities = {name: unblocked(options, name) for name in known}
     groups = tuple(one.trainer.groups[0] for one in cities.values())
     agents = sum(group.worlds.agents for group in groups)
     first = next(iter(cities.values()))
     exchange = build_federation(FederationSettings(), "server", agents, first.experiment.rounds)
     trainer = Trainer(groups, exchange, first.experiment.decisions_per_round, first.experiment.agent_map)
     learners = trained(trainer, options).learners[0]
-    cities = {name: unblocked(options, name) for name in (*known, last)}
+    cities[last] = unblocked(options, last)
     return {name: in_sumo(options, one, everywhere(first, learners, 0, one)) for name, one in cities.items()}
 
 

@@ -32,16 +32,6 @@ class Entry:
 
 
 # half of the world steps that learning from each round once takes
-_SPLITS_REPLAY = {
-    "rounds": 40,
-    "worlds": 16,
-    "decisions_per_round": 20,
-    "discount": 0.9,
-    "learning_rate": 1e-3,
-    "updates": 64,
-    "batch_size": 128,
-    "warm_up": 1000,
-}
 _GRID_REPLAY = {
     "worlds": 32,
     "discount": 0.8,
@@ -57,6 +47,17 @@ _GRID_REPLAY = {
     # nothing is changed that the critics see no reason for; see docs/off-policy-grid.md
     "critic": "quadratic",
     "actor_rate_falls": True,
+}
+# of green splits, where a decision is a cycle
+_SPLITS_REPLAY = {
+    "rounds": 40,
+    "worlds": 16,
+    "decisions_per_round": 20,
+    "discount": 0.9,
+    "learning_rate": 1e-3,
+    "updates": 64,
+    "batch_size": 128,
+    "warm_up": 1000,
 }
 
 ENVIRONMENTS = {
@@ -92,7 +93,6 @@ ENVIRONMENTS = {
         # a phase shows in the queues around it within minutes
         {
             "ppo": {"discount": 0.95, "trace": 0.9, "learning_rate": 2e-3, "epochs": 2, "minibatches": 8},
-            # of green splits: a decision is a cycle
             "td3": _SPLITS_REPLAY,
             "sac": _SPLITS_REPLAY,
         },
