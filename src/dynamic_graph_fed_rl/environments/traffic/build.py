@@ -105,7 +105,6 @@ def _by_phases(settings: TrafficSettings, network: Network, demand: Demand, agen
         ),
         kinds=scenario,
         link_district=jnp.asarray(whose),
-        movement_district=jnp.asarray(whose[:, network.movement_from]),
         district_signals=real(np.bincount(district, minlength=agents)),
         min_green_s=real(settings.min_green_s),
         yellow_s=real(settings.yellow_s),

@@ -3,8 +3,9 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8, UInt8, UInt16
+from jaxtyping import Array, Bool, Float, Int, Int8
 
+from dynamic_graph_fed_rl.environments.traffic.arrivals import Left, steps_left
 from dynamic_graph_fed_rl.environments.traffic.network import YIELDING, Demand, Network
 from dynamic_graph_fed_rl.graph import padded_rows
 
@@ -56,14 +57,16 @@ class RoadConstants(eqx.Module):
     """A `Network` as arrays for the dynamics; built by `road_constants`."""
 
     dt_s: float = eqx.field(static=True)
-    memory: int = eqx.field(static=True)
-    """Steps that the longest link takes."""
     services: int = eqx.field(static=True)
     """Cars of one lane that may go in a step."""
     conduct: Conducts
     link_steps: Int[Array, " links"]
-    link_left: UInt8[Array, "ahead links"] | UInt16[Array, "ahead links"]
-    """Steps that a link takes beyond those ahead; at least 0."""
+    links_ordered: Int[Array, " ordered"]
+    """By the steps that they take."""
+    link_rank: Int[Array, " links"]
+    """Where each stands in `links_ordered`."""
+    steps_left: Left
+    """See `arrivals`."""
     link_storage: Float[Array, " links"]
     link_lane_count: Float[Array, " links"]
     link_lanes: Table
@@ -119,8 +122,8 @@ class DemandConstants(eqx.Module):
     """That of the turn and of all turns before it."""
     share_on: Float[Array, "windows links"]
     """Of the cars on a link that do not end there."""
-    lane_share: Float[Array, "windows movements"]
-    """Of the cars of a turn that want the movement's lane."""
+    lane_share: Float[Array, "windows choices width"]
+    """Of the cars of a turn that want each of its lanes, laid out as `RoadConstants.choices`."""
 
 
 def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
@@ -128,7 +131,7 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
     real, whole = lambda x: jnp.asarray(x, jnp.float32), lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
     conduct = network.conduct
     steps = np.maximum(np.round(network.link_time_s / dt_s), 1)
-    left = np.maximum(steps - np.arange(steps.max())[:, None], 0)
+    ordered = np.argsort(steps, kind="stable")
     lanes = table_of(network.movement_lane, network.lanes)
     at, used = np.asarray(lanes.index), np.asarray(lanes.mask)
     place = network.movement_lane * at.shape[1] + _column(lanes, network.movements)
@@ -139,13 +142,11 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
 
     into = table_of(network.movement_to, network.links)
     yields = (network.movement_green == YIELDING).any(1)
-    turns = [np.flatnonzero(network.movement_turn == turn) for turn in range(len(network.turn_from))]
-    choices = table([movements for movements in turns if len(movements) > 1] or [np.zeros(0, int)])
+    choices = _choices(network)
     chosen = np.asarray(choices.index)[np.asarray(choices.mask)]
     before = _turn_before(network)
     return RoadConstants(
         dt_s=dt_s,
-        memory=int(steps.max()),
         services=int(np.ceil(conduct.saturation_per_s * dt_s)),
         conduct=Conducts(
             real(conduct.saturation_per_s),
@@ -156,7 +157,9 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
             real(conduct.cruise),
         ),
         link_steps=whole(steps),
-        link_left=jnp.asarray(left, jnp.uint8 if left.max() < 256 else jnp.uint16),
+        links_ordered=whole(ordered),
+        link_rank=whole(np.argsort(ordered)),
+        steps_left=steps_left(steps.astype(int)),
         link_storage=real(network.link_storage),
         link_lane_count=real(network.link_lanes),
         link_lanes=table_of(network.lane_link, network.links),
@@ -190,6 +193,12 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
         ),
         long_ago=whole(np.ceil(LONG_AGO_S / dt_s)),
     )
+
+
+def _choices(network: Network) -> Table:
+    """The movements of each turn that may be made from several lanes."""
+    turns = [np.flatnonzero(network.movement_turn == turn) for turn in range(len(network.turn_from))]
+    return table([movements for movements in turns if len(movements) > 1] or [np.zeros(0, int)])
 
 
 def _beside(network: Network, lane: int) -> Int[np.ndarray, " beside"]:
@@ -237,5 +246,6 @@ def demand_constants(network: Network, demand: Demand) -> DemandConstants:
     if lane_share is None:
         lanes = np.bincount(network.movement_turn)[network.movement_turn]
         lane_share = np.broadcast_to(1.0 / lanes, (demand.windows, network.movements))
-    real = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-    return DemandConstants(demand.window_s, real(demand.rate_per_s), snap(upto), snap(total), real(lane_share))
+    choices, real = _choices(network), lambda x: jnp.asarray(x, jnp.float32)
+    wanted = np.where(np.asarray(choices.mask), lane_share[:, np.asarray(choices.index)], 0.0)
+    return DemandConstants(demand.window_s, real(demand.rate_per_s), snap(upto), snap(total), real(wanted))

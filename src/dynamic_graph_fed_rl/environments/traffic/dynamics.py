@@ -15,13 +15,10 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
+from dynamic_graph_fed_rl.environments.traffic.arrivals import Coming, due, later, nobody
 from dynamic_graph_fed_rl.environments.traffic.constants import LONG_AGO_S, DemandConstants, RoadConstants
 from dynamic_graph_fed_rl.environments.traffic.steps import COUNT, Orders, Traffic, apart, clock, rows
 from dynamic_graph_fed_rl.environments.traffic.steps import steps as run_steps
-
-_DARK_SHARE = 0.25
-"""Of the saturation flow, what a lane passes at a dark signal: two roads of one lane a side carry 1,900 cars an hour
-over an all-way stop (Hebert 1963, as in table 10-5 of the Highway Capacity Manual of 1985), a quarter from each."""
 
 
 class TrafficState(eqx.Module):
@@ -33,8 +30,8 @@ class TrafficState(eqx.Module):
     """On the link, those in queues included."""
     entry: Float[Array, "links *worlds"]
     """Cars that want to begin their trip on a link and find no room."""
-    coming: UInt8[Array, "ahead links *worlds"]
-    """Cars that reach the end of their link in the next step, the one after it, and so on."""
+    coming: Coming
+    """Cars that are to reach the end of their link; see `arrivals`."""
     head: Int[Array, "lanes *worlds"]
     """Column of `lane_movements` in which the first car of the lane waits; -1: not drawn yet, -2: one that wants into
     the lane beside, which is full."""
@@ -79,8 +76,8 @@ class Conditions(eqx.Module):
 class Counts(eqx.Module):
     """What happened in a step or a decision."""
 
-    queued_s: Float[Array, "movements *worlds"]
-    """Seconds that cars spent in each queue."""
+    queued_s: Float[Array, "links *worlds"]
+    """Seconds that cars spent in the queues of each link."""
     outside_s: Float[Array, "links *worlds"]
     """Seconds that cars waited to enter each link."""
     slowed_s: Float[Array, "*worlds"]
@@ -98,7 +95,7 @@ def empty_roads(roads: RoadConstants, signals: int) -> TrafficState:
         queue=jnp.zeros(movements),
         vehicles=jnp.zeros(links),
         entry=jnp.zeros(links),
-        coming=jnp.zeros((roads.memory, links), jnp.uint8),
+        coming=nobody(roads.steps_left),
         head=jnp.full(lanes, -1, jnp.int32),
         credit=jnp.ones(lanes),
         waited_s=jnp.zeros(lanes),
@@ -138,41 +135,20 @@ def advance(
     steps: int,
 ) -> tuple[TrafficState, Counts]:
     """So many steps under the same orders and conditions, and `level` times the demand."""
-    dark = conditions.dark[roads.movement_signal] & roads.movement_controlled
-    share = jnp.where(roads.lane_movements.of(dark).any(-1), _DARK_SHARE, 1.0)
     window = jnp.clip((state.time_s // demand.window_s).astype(jnp.int32), 0, demand.rate_per_s.shape[0] - 1)
     now = jax.tree.map(lambda leaf: leaf[window], demand)
     orders = Orders(
         target=state.target,
         closed=conditions.closed,
         dark=conditions.dark,
-        saturation_per_s=roads.conduct.saturation_per_s * share * conditions.capacity[roads.lane_link],
+        capacity=conditions.capacity,
         demand=eqx.tree_at(lambda d: d.rate_per_s, now, now.rate_per_s * level),
         seed=jax.random.key_data(key)[:2],
     )
-    soon = jnp.zeros((max(steps - roads.memory, 0), state.coming.shape[1]), state.coming.dtype)
-    due = jnp.concatenate([state.coming[:steps], soon])
-    blank = eqx.tree_at(lambda s: s.coming, state, state.coming[:0])
-    after, received, counts = _one(roads, blank, orders, due)
-    after = eqx.tree_at(lambda s: s.coming, after, _coming(roads, state.coming, received))
+    blank = eqx.tree_at(lambda s: s.coming, state, ())
+    after, received, counts = _one(roads, blank, orders, due(state.coming, steps))
+    after = eqx.tree_at(lambda s: s.coming, after, later(roads.steps_left, state.coming, received))
     return after, counts
-
-
-def _coming(
-    roads: RoadConstants, coming: UInt8[Array, "ahead links"], received: UInt8[Array, "steps links"]
-) -> UInt8[Array, "ahead links"]:
-    """Time goes on by the steps in which the links received cars."""
-    steps = received.shape[0]
-    later = jnp.concatenate([coming[steps:], jnp.zeros((min(steps, roads.memory), coming.shape[1]), coming.dtype)])
-    return jax.lax.fori_loop(
-        0,
-        steps,
-        lambda i, later: jnp.where(
-            roads.link_left == jnp.asarray(steps - i, roads.link_left.dtype), received[i], later
-        ),
-        later,
-        unroll=min(steps, 8),
-    )
 
 
 @jax.custom_batching.custom_vmap
@@ -206,9 +182,10 @@ def _stored(leaf: Array) -> Array:
 
 
 def _moved(
-    roads: RoadConstants, state: TrafficState, orders: Orders, due: UInt8[Array, "steps links worlds"]
+    roads: RoadConstants, state: TrafficState, orders: Orders, soon: UInt8[Array, "steps ordered worlds"]
 ) -> tuple[TrafficState, Array, Counts]:
-    """The state but for what is coming, the cars that each link received in each step, and what is counted."""
+    """The state but for what is coming, the cars that each link received in each step, in the order of `soon`, and
+    what is counted."""
     used, dt_s = roads.place_used[..., None], roads.dt_s
     places = lambda leaf: jnp.where(used, rows(leaf, roads.lane_movements.index), jnp.zeros((), COUNT))  # noqa: E731
     movements = lambda leaf: rows(leaf.reshape(-1, leaf.shape[-1]), roads.movement_place)  # noqa: E731
@@ -226,7 +203,9 @@ def _moved(
         clearing_s=state.clearing_s,
         cleared_s=state.cleared_s,
     )
-    traffic, happened = run_steps(roads, traffic, orders, due.astype(COUNT), clock(state.time_s))
+    begun = traffic
+    arriving = soon.at[:, roads.link_rank].get(mode="promise_in_bounds").astype(COUNT)
+    traffic, received, sums = run_steps(roads, traffic, orders, arriving, clock(state.time_s))
     after = dataclasses.replace(
         state,
         queue=real(movements(traffic.queue)),
@@ -240,19 +219,24 @@ def _moved(
         phase_s=traffic.phase_s,
         clearing_s=traffic.clearing_s,
         cleared_s=traffic.cleared_s,
-        time_s=state.time_s + due.shape[0] * dt_s,
+        time_s=state.time_s + soon.shape[0] * dt_s,
     )
-    total = lambda leaf: real(leaf.sum(tuple(range(leaf.ndim - 1)), dtype=jnp.int32))  # noqa: E731
-    queued = happened.queue.sum(0, dtype=jnp.int32)
+    lanes = zip(roads.link_lanes.index.T, roads.link_lanes.mask.T, strict=True)
+    queued = sum(jnp.where(there[:, None], rows(sums.queue, i), 0) for i, there in lanes)
+    total = lambda leaf: leaf.sum(0, dtype=jnp.int32)  # noqa: E731
+    wanted = total(sums.wanted)
+    entered = wanted + total(begun.entry) - total(traffic.entry)
+    left = entered + total(begun.vehicles) - total(traffic.vehicles)
     counts = Counts(
-        queued_s=real(movements(queued)) * dt_s,
-        outside_s=real(happened.entry.sum(0, dtype=jnp.int32)) * dt_s,
-        slowed_s=(total(happened.vehicles) - total(queued)) * (1.0 - roads.conduct.cruise) * dt_s,
-        wanted=total(happened.wanted),
-        entered=total(happened.inserted),
-        left=total(happened.ended),
+        queued_s=real(queued) * dt_s,
+        outside_s=real(sums.outside) * dt_s,
+        slowed_s=real(total(sums.vehicles - queued)) * (1.0 - roads.conduct.cruise) * dt_s,
+        wanted=real(wanted),
+        entered=real(entered),
+        left=real(left),
     )
-    return after, happened.received.astype(jnp.uint8), counts
+    ordered = received.astype(jnp.uint8).at[:, roads.links_ordered].get(mode="promise_in_bounds")
+    return after, ordered, counts
 
 
 def turned_away(roads: RoadConstants, state: TrafficState, instead: Int[Array, " movements"]) -> TrafficState:

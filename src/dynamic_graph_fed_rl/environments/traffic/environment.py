@@ -70,7 +70,6 @@ class Traffic(Environment):
     kinds: Scenario
     link_district: Bool[Array, "agents links"]
     """Whose queues are whose."""
-    movement_district: Bool[Array, "agents movements"]
     district_signals: Float[Array, " agents"]
     min_green_s: Float[Array, ""]
     yellow_s: Float[Array, ""]
@@ -173,8 +172,9 @@ class Traffic(Environment):
             idle_s=idle,
             gridlocked=state.gridlocked | stuck,
         )
-        waited = self.movement_district @ counts.queued_s + self.link_district @ counts.outside_s
-        total_s = counts.queued_s.sum() + counts.outside_s.sum() + counts.slowed_s
+        stood_s = counts.queued_s + counts.outside_s
+        waited = self.link_district @ stood_s
+        total_s = stood_s.sum() + counts.slowed_s
         agents = self.district_signals.shape[0]
         transition = Transition(
             observation=self.observe(after, first=False),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dynamic_graph_fed_rl.environments.traffic.arrivals import within
 from dynamic_graph_fed_rl.environments.traffic.constants import RoadConstants, Table, table, table_of
 from dynamic_graph_fed_rl.environments.traffic.dynamics import Conditions, TrafficState
 from dynamic_graph_fed_rl.environments.traffic.network import ARRIVING_S, NEAR_S, PROTECTED, YIELDING, Network
@@ -50,15 +51,15 @@ class Sensed(eqx.Module):
 def sense(roads: RoadConstants, state: TrafficState, conditions: Conditions) -> Sensed:
     """What detectors would tell of the simulated state, those that are at work."""
     ahead, near = math.ceil(ARRIVING_S / roads.dt_s), math.ceil(NEAR_S / roads.dt_s)
-    soon = [row.astype(jnp.float32) for row in state.coming[:ahead]]
+    arriving, arriving_now = (within(state.coming, steps)[roads.link_rank] for steps in (ahead, near))
     # a queue that is moving off runs over the loop at the stop line
     moving = (roads.lane_movements.of(state.quiet_s < NEAR_S) & (roads.lane_movements.of(state.queue) > 0)).any(-1)
     working = conditions.working
     return Sensed(
         lane_queue=jnp.where(working[roads.lane_link], roads.lane_movements.sum(state.queue), 0.0),
         link_vehicles=jnp.where(working, state.vehicles, 0.0),
-        link_arriving=jnp.where(working, sum(soon), 0.0),
-        link_near=jnp.where(working, sum(soon[:near]) + roads.link_lanes.sum(moving.astype(jnp.float32)), 0.0),
+        link_arriving=jnp.where(working, arriving, 0.0),
+        link_near=jnp.where(working, arriving_now + roads.link_lanes.sum(moving.astype(jnp.float32)), 0.0),
         link_entry=jnp.where(working, state.entry, 0.0),
         closed=conditions.closed,
         since_s=conditions.since_s,

@@ -21,6 +21,9 @@ from dynamic_graph_fed_rl.environments.traffic.network import PROTECTED, RED, YI
 COUNT = jnp.int16
 NOBODY, STRANGER = np.int8(-1), np.int8(-2)
 """First of a lane: not drawn yet, and one that wants into the lane beside, which is full."""
+_DARK_SHARE = 0.25
+"""Of the saturation flow, what a lane passes at a dark signal: two roads of one lane a side carry 1,900 cars an hour
+over an all-way stop (Hebert 1963, as in table 10-5 of the Highway Capacity Manual of 1985), a quarter from each."""
 
 
 class Traffic(eqx.Module):
@@ -46,23 +49,20 @@ class Orders(eqx.Module):
     target: Int[Array, "signals *worlds"]
     closed: Bool[Array, "links *worlds"]
     dark: Bool[Array, "signals *worlds"]
-    saturation_per_s: Float[Array, "lanes *worlds"]
+    capacity: Float[Array, "links *worlds"]
+    """Share of the saturation flow."""
     demand: DemandConstants
     """Of the window."""
     seed: UInt32[Array, "words *worlds"]
 
 
-class Happened(eqx.Module):
-    """What is counted in a step."""
+class Sums(eqx.Module):
+    """What is counted, over all steps of a decision."""
 
-    queue: Int16[Array, "lanes columns worlds"]
-    entry: Int16[Array, "links worlds"]
-    vehicles: Int16[Array, "links worlds"]
-    wanted: Int16[Array, "links worlds"]
-    inserted: Int16[Array, "links worlds"]
-    ended: Int16[Array, "links worlds"]
-    received: Int16[Array, "links worlds"]
-    """Cars that came onto each link, from other links or from outside."""
+    queue: Int[Array, "lanes worlds"]
+    outside: Int[Array, "links worlds"]
+    vehicles: Int[Array, "links worlds"]
+    wanted: Int[Array, "links worlds"]
 
 
 def rows(values: Array, index: Int[Array, "*shape"]) -> Array:
@@ -127,21 +127,26 @@ def steps(
     orders: Orders,
     due: Int16[Array, "steps links worlds"],
     running: Bool[Array, ""],
-) -> tuple[Traffic, Happened]:
+) -> tuple[Traffic, Int16[Array, "steps links worlds"], Sums]:
     """As many steps as there are rows in `due`, the cars that reach the end of their link in each of them, of those
-    that are under way already. `running`: see `clock`. Counts are `[steps, ...]`."""
-    levels = _levels(roads, traffic.phase, orders)
+    that are under way already; and in each step the cars that came onto each link, from other links or from outside.
+    `running`: see `clock`."""
+    levels, saturation_per_s = _levels(roads, traffic.phase, orders), _saturation(roads, orders)
+    nothing = lambda like: jnp.zeros(like.shape, jnp.int32)  # noqa: E731
+    none = Sums(*(nothing(like) for like in (traffic.head, traffic.entry, traffic.vehicles, traffic.entry)))
 
-    def one(carry: tuple[Traffic, Array], i: Array) -> tuple[tuple[Traffic, Array], Happened]:
-        traffic, due = carry
+    def one(carry: tuple[Traffic, Array, Sums], i: Array) -> tuple[tuple[Traffic, Array, Sums], Array]:
+        traffic, due, sums = carry
         words = drawn(orders.seed, i, roads.link_steps.shape[0] + roads.lane_link.shape[0])
-        traffic, happened = _step(roads, traffic, orders, levels, due[i], words, running)
+        traffic, wanted, received = _step(roads, traffic, orders, levels, saturation_per_s, due[i], words, running)
         # on the shortest links they arrive before the decision is over
         lands = (jnp.arange(due.shape[0])[:, None] == i + roads.link_steps)[..., None]
-        return (traffic, due + jnp.where(lands, happened.received, jnp.zeros((), COUNT))), happened
+        now = Sums(traffic.queue.sum(1, dtype=COUNT), traffic.entry, traffic.vehicles, wanted)
+        due = due + jnp.where(lands, received, jnp.zeros((), COUNT))
+        return (traffic, due, jax.tree.map(jnp.add, sums, now)), received
 
-    (traffic, _), happened = jax.lax.scan(one, (traffic, due), jnp.arange(due.shape[0]))
-    return traffic, happened
+    (traffic, _, sums), received = jax.lax.scan(one, (traffic, due, none), jnp.arange(due.shape[0]))
+    return traffic, received, sums
 
 
 def _step(
@@ -149,10 +154,12 @@ def _step(
     traffic: Traffic,
     orders: Orders,
     levels: tuple[Array, ...],
+    saturation_per_s: Float[Array, "lanes worlds"],
     arriving: Int16[Array, "links worlds"],
     words: UInt32[Array, "draws worlds"],
     running: Bool[Array, ""],
-) -> tuple[Traffic, Happened]:
+) -> tuple[Traffic, Int16[Array, "links worlds"], Int16[Array, "links worlds"]]:
+    """The next state; cars that wanted to enter now, and that came onto each link."""
     links, none = roads.link_steps.shape[0], jnp.zeros((), COUNT)
     dt_s, demand = roads.dt_s, orders.demand
     # 20 bits decide on rare departures, 12 on turns
@@ -163,7 +170,7 @@ def _step(
     level = _green(roads, traffic, orders, levels)
     room = jnp.where(orders.closed, none, roads.link_storage.astype(COUNT)[:, None] - traffic.vehicles)
     queue, head, credit, waited_s, quiet, entered, gone = _serve(
-        roads, traffic, queue, level, room, orders.saturation_per_s, words[links:], running
+        roads, traffic, queue, level, room, saturation_per_s, words[links:], running
     )
 
     wanted = jnp.floor(demand.rate_per_s * dt_s + departs).astype(COUNT)
@@ -188,7 +195,7 @@ def _step(
         clearing_s=clearing,
         cleared_s=traffic.cleared_s + dt_s,
     )
-    return after, Happened(queue, entry, vehicles, wanted, inserted, ended, entered + inserted)
+    return after, wanted, entered + inserted
 
 
 def _arrive(
@@ -232,10 +239,10 @@ def _choosing(
     """Whether each movement is the one to take of those for the same turn."""
     length = queue.sum(1, dtype=COUNT)
     worth = []
-    for movement, there in zip(roads.choices.index.T, roads.choices.mask.T, strict=True):
-        share = rows(demand.lane_share, movement)
+    for j, movement in enumerate(roads.choices.index.T):
+        share = demand.lane_share[:, j]
         cars = rows(length, rows(roads.movement_lane, movement)).astype(jnp.float32) + 1.0
-        worth.append(jnp.where(there[:, None] & (share > 0), cars / share, jnp.inf))
+        worth.append(jnp.where(share > 0, cars / share, jnp.inf))
     best = jnp.argmin(jnp.stack(worth), axis=0)
     return jnp.concatenate([best == j for j in range(len(worth))])
 
@@ -263,6 +270,13 @@ def _levels(roads: RoadConstants, phase: Int[Array, "signals worlds"], orders: O
         jnp.where(closed, red, jnp.where(dark, free, shown)) for shown in (before, cleared, after)
     )
     return before, cleared, after
+
+
+def _saturation(roads: RoadConstants, orders: Orders) -> Float[Array, "lanes worlds"]:
+    """Flow that each lane passes."""
+    dark = rows(orders.dark, roads.place_signal) & roads.place_controlled[..., None]
+    share = jnp.where(dark.any(1), _DARK_SHARE, 1.0)
+    return roads.conduct.saturation_per_s * share * rows(orders.capacity, roads.lane_link)
 
 
 def _green(
@@ -301,7 +315,9 @@ def _serve(
         willing, press = apart(running, _pressing, roads, level, head, recent, spare)
         held = apart(running, _held, roads, press)
         waits = apart(running, _waits, roads, level, willing, held)
-        ready = apart(running, _ready, roads, willing, waits, waited_s, credit)
+        pushes = apart(running, _pushes, roads, waits, waited_s)
+        pushed = apart(running, _pushed, roads, pushes)
+        ready = apart(running, _ready, roads, willing & ~waits, pushes, pushed, credit)
         granted, into = apart(running, _granted, roads, ready, room - entered)
         sent, left = apart(running, _sent, roads, granted)
         queue = queue - sent.astype(COUNT)
@@ -376,18 +392,28 @@ def _waits(
     return willing & (level == YIELDING) & roads.place_yields[..., None] & rows(held, roads.place_yielding)
 
 
+def _pushes(
+    roads: RoadConstants, waits: Bool[Array, "lanes columns worlds"], waited_s: Float[Array, "lanes worlds"]
+) -> Bool[Array, "lanes columns worlds"]:
+    """Cars that have given way for too long: they go before all others."""
+    return waits & (waited_s >= roads.conduct.patience_s)[:, None]
+
+
+def _pushed(roads: RoadConstants, pushes: Bool[Array, "lanes columns worlds"]) -> Bool[Array, "links worlds"]:
+    """Links that such cars lead onto."""
+    return functools.reduce(operator.or_, columns(roads.link_incoming, pushes.reshape(-1, pushes.shape[-1])))
+
+
 def _ready(
     roads: RoadConstants,
-    willing: Bool[Array, "lanes columns worlds"],
-    waits: Bool[Array, "lanes columns worlds"],
-    waited_s: Float[Array, "lanes worlds"],
+    free: Bool[Array, "lanes columns worlds"],
+    pushes: Bool[Array, "lanes columns worlds"],
+    pushed: Bool[Array, "links worlds"],
     credit: Float[Array, "lanes worlds"],
 ) -> Bool[Array, "places worlds"]:
-    """Cars that would go if there is room. Who has given way for too long goes before all others."""
-    pushes = waits & (waited_s >= roads.conduct.patience_s)[:, None]
-    into = functools.reduce(operator.or_, columns(roads.link_incoming, pushes.reshape(-1, waits.shape[-1])))
-    goes = jnp.where(rows(into, roads.place_to), pushes, willing & ~waits)
-    return (goes & (credit >= 1.0)[:, None]).reshape(-1, waits.shape[-1])
+    """Cars that would go if there is room: onto links that some push onto those, else all that are free to."""
+    goes = jnp.where(rows(pushed, roads.place_to), pushes, free)
+    return (goes & (credit >= 1.0)[:, None]).reshape(-1, free.shape[-1])
 
 
 def _granted(
