@@ -165,11 +165,12 @@ def _all_at_once(size: int, batched: list[PyTree], roads: RoadConstants, *args: 
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
         result = jax.vmap(_one.fun, axes, axis_size=size)(roads, *args)
     else:
-        wide = jax.tree.map(
-            lambda is_batched, leaf: jnp.moveaxis(leaf if is_batched else jnp.stack([leaf] * size), 0, -1),
-            tuple(batched[1:]),
-            args,
-        )
+
+        def turned(*args: PyTree) -> PyTree:
+            last = lambda is_batched, leaf: jnp.moveaxis(leaf if is_batched else jnp.stack([leaf] * size), 0, -1)  # noqa: E731
+            return jax.tree.map(lambda *both: _stored(last(*both)), tuple(batched[1:]), args)
+
+        wide = apart(clock(args[0].time_s), turned, *args)
         last = _moved(roads, *wide)
         first = lambda: jax.tree.map(lambda leaf: _stored(jnp.moveaxis(leaf, -1, 0)), last)  # noqa: E731
         result = apart(clock(wide[0].time_s), first)

@@ -44,7 +44,6 @@ PHASE_COLUMNS = (
     Column("offered", dynamic=False),
     Column("green"),
     Column("queue", "10 cars"),
-    Column("queue_first", "10 cars"),
     Column("pressure", "10 cars"),
     Column("arriving", "10 cars"),
     Column("room_ahead", "storage"),
@@ -192,8 +191,6 @@ class TrafficView(eqx.Module):
             own.phase_mask.astype(jnp.float32),
             (jnp.arange(own.phases) == sensed.target[:, None]).astype(jnp.float32),
             own.by_phase(own.phase_lanes.sum(standing.lane)) / 10.0,
-            # on lanes from which somebody need not yield: what tells an arrow from a green that only lets turn
-            own.by_phase(own.phase_first_lanes.sum(standing.lane)) / 10.0,
             own.by_phase(own.phase_movements.sum(own.pressure(standing, sensed))) / 10.0,
             own.by_phase(own.phase_lanes.sum(arriving)) / 10.0,
             own.by_phase(own.phase_movements.sum(room) / served),

@@ -80,28 +80,32 @@ class SignalConstants(eqx.Module):
     phases: int = eqx.field(static=True)
     phase_mask: Bool[Array, "signals phases"]
     phase_movements: Table
-    """Movements that a phase serves, those that yield included."""
+    """Movements that a phase serves, those that yield included; places in `movement_lane`."""
     phase_lanes: Table
     """Lanes from which it serves any."""
     phase_first_lanes: Table
     """Lanes from which it serves any that need not yield."""
     lane_link: Int[Array, " lanes"]
-    lane_chain: Table
-    lane_chain_share: Float[Array, "lanes width"]
+    chain: Table
+    """Lanes upstream of those before signals that a detector sees besides them; see `network.Network.lane_chain`."""
+    chain_share: Float[Array, "chains width"]
+    lane_chain: Int[Array, " lanes"]
+    """Row of `chain`; one too many where there is none."""
     link_lanes: Table
     link_lane_count: Float[Array, " links"]
     link_storage: Float[Array, " links"]
-    movement_lane: Int[Array, " movements"]
-    movement_to: Int[Array, " movements"]
+    movement_lane: Int[Array, " controlled"]
+    """Of the movements that a signal controls, in whose order all that follows stands."""
+    movement_to: Int[Array, " controlled"]
 
     def by_phase(self, rows: Float[Array, " rows"]) -> Float[Array, "signals phases"]:
         return rows.reshape(self.signals, self.phases)
 
     def standing(self, sensed: Sensed) -> "Standing":
-        upstream = self.lane_chain.of(sensed.lane_queue) * self.lane_chain_share
-        return Standing(sensed.lane_queue + upstream.sum(-1), self.link_lanes.sum(sensed.lane_queue))
+        upstream = jnp.pad((self.chain.of(sensed.lane_queue) * self.chain_share).sum(-1), (0, 1))[self.lane_chain]
+        return Standing(sensed.lane_queue + upstream, self.link_lanes.sum(sensed.lane_queue))
 
-    def pressure(self, standing: "Standing", sensed: Sensed) -> Float[Array, " movements"]:
+    def pressure(self, standing: "Standing", sensed: Sensed) -> Float[Array, " controlled"]:
         """Cars that stand before a movement, less those that stand on a lane of the link it leads to; at least 0.
 
         A negative pressure would speak against the other movements of a phase, which may lead elsewhere. None towards
@@ -116,7 +120,7 @@ class Standing(eqx.Module):
     """Cars that stand, as controllers count them."""
 
     lane: Float[Array, " lanes"]
-    """Before the stop line of each lane, on up to 100 m."""
+    """Before the stop line of each lane; where that is a signal's, on up to 100 m."""
     link: Float[Array, " links"]
     """On all lanes of each link."""
 
@@ -129,25 +133,33 @@ def signal_constants(network: Network) -> SignalConstants:
             for k in range(network.phases)
         ]
 
-    served = served_from(YIELDING)
-    counts = network.phase_count
-    chain = table([np.array([lane for lane, _ in row], int) for row in network.lane_chain])
+    served, counts = served_from(YIELDING), network.phase_count
+    controlled = np.flatnonzero(network.movement_signal >= 0)
+    before = np.isin(np.arange(network.lanes), network.movement_lane[controlled])
+    before |= network.link_end[network.lane_link] >= 0
+    chained = [lane for lane in np.flatnonzero(before).tolist() if network.lane_chain[lane]]
+    chain = table(
+        [np.array([at for at, _ in network.lane_chain[lane]], int) for lane in chained] or [np.zeros(0, int)]
+    )
     share = np.zeros(chain.index.shape, np.float32)
-    for lane, row in enumerate(network.lane_chain):
-        share[lane, : len(row)] = [part for _, part in row]
+    for row, lane in enumerate(chained):
+        share[row, : len(network.lane_chain[lane])] = [part for _, part in network.lane_chain[lane]]
+    lane_chain = np.full(network.lanes, len(share))
+    lane_chain[chained] = np.arange(len(chained))
     return SignalConstants(
         signals=network.signals,
         phases=network.phases,
         phase_mask=jnp.asarray(np.arange(network.phases) < counts[:, None]),
-        phase_movements=table(served),
+        phase_movements=table([np.searchsorted(controlled, m) for m in served]),
         phase_lanes=table([np.unique(network.movement_lane[m]) for m in served]),
         phase_first_lanes=table([np.unique(network.movement_lane[m]) for m in served_from(PROTECTED)]),
         lane_link=jnp.asarray(network.lane_link, jnp.int32),
-        lane_chain=chain,
-        lane_chain_share=jnp.asarray(share),
+        chain=chain,
+        chain_share=jnp.asarray(share),
+        lane_chain=jnp.asarray(lane_chain, jnp.int32),
         link_lanes=table_of(network.lane_link, network.links),
         link_lane_count=jnp.asarray(network.link_lanes, jnp.float32),
         link_storage=jnp.asarray(network.link_storage, jnp.float32),
-        movement_lane=jnp.asarray(network.movement_lane, jnp.int32),
-        movement_to=jnp.asarray(network.movement_to, jnp.int32),
+        movement_lane=jnp.asarray(network.movement_lane[controlled], jnp.int32),
+        movement_to=jnp.asarray(network.movement_to[controlled], jnp.int32),
     )

@@ -75,7 +75,7 @@ def columns(table: Table, values: Array) -> list[Array]:
     return [rows(values, i) & there[:, None] for i, there in zip(table.index.T, table.mask.T, strict=True)]
 
 
-def clock(time_s: Float[Array, " worlds"]) -> Bool[Array, ""]:
+def clock(time_s: Float[Array, "*worlds"]) -> Bool[Array, ""]:
     """True, which the compiler does not know."""
     return (time_s >= 0).any()
 
@@ -317,7 +317,7 @@ def _serve(
         waits = apart(running, _waits, roads, level, willing, held)
         pushes = apart(running, _pushes, roads, waits, waited_s)
         pushed = apart(running, _pushed, roads, pushes)
-        ready = apart(running, _ready, roads, willing & ~waits, pushes, pushed, credit)
+        ready = apart(running, _ready, roads, willing, waits, pushes, pushed, credit)
         granted, into = apart(running, _granted, roads, ready, room - entered)
         sent, left = apart(running, _sent, roads, granted)
         queue = queue - sent.astype(COUNT)
@@ -406,14 +406,15 @@ def _pushed(roads: RoadConstants, pushes: Bool[Array, "lanes columns worlds"]) -
 
 def _ready(
     roads: RoadConstants,
-    free: Bool[Array, "lanes columns worlds"],
+    willing: Bool[Array, "lanes columns worlds"],
+    waits: Bool[Array, "lanes columns worlds"],
     pushes: Bool[Array, "lanes columns worlds"],
     pushed: Bool[Array, "links worlds"],
     credit: Float[Array, "lanes worlds"],
 ) -> Bool[Array, "places worlds"]:
-    """Cars that would go if there is room: onto links that some push onto those, else all that are free to."""
-    goes = jnp.where(rows(pushed, roads.place_to), pushes, free)
-    return (goes & (credit >= 1.0)[:, None]).reshape(-1, free.shape[-1])
+    """Cars that would go if there is room: onto links that some push onto those, else all that need not wait."""
+    goes = jnp.where(rows(pushed, roads.place_to), pushes, willing & ~waits)
+    return (goes & (credit >= 1.0)[:, None]).reshape(-1, waits.shape[-1])
 
 
 def _granted(
