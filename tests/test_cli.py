@@ -197,6 +197,8 @@ def test_evaluate_prints_what_the_summary_holds(finished, capsys) -> None:
     assert "scenario 'storm': unknown; known: standard" in capsys.readouterr().err
     assert status_of(["evaluate", str(finished), "--in-sumo"]) == 2
     assert "cartpole: this run's network has no other simulator" in capsys.readouterr().err
+    assert status_of(["evaluate", str(finished), "--close", "street"]) == 2
+    assert "--close is for --in-sumo" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_nor_changed(finished, capsys) -> None:

@@ -209,8 +209,13 @@ def _evaluate(words: list[str]) -> int:
     _keep_compiled_programs()
     from dynamic_graph_fed_rl import commands
 
-    chosen = options.scenario, options.seeds, options.first_seed, options.in_sumo, options.json
-    return commands.evaluate(options.run, *chosen)
+    if options.close and not options.in_sumo:
+        raise ValueError("evaluate: --close is for --in-sumo; of the dynamics choose a --scenario with closures")
+    chosen = options.scenario, options.seeds, options.first_seed
+    if options.in_sumo:
+        incident = options.close, options.close_from_s, options.close_until_s
+        return commands.evaluate_elsewhere(options.run, *chosen, incident, options.json)
+    return commands.evaluate(options.run, *chosen, options.json)
 
 
 def _act(words: list[str]) -> int:

@@ -222,40 +222,39 @@ def evaluate(
     scenario: str | None = None,
     seeds: int | None = None,
     first_seed: int | None = None,
-    elsewhere: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Print the comparison of a run's newest checkpoint with every baseline, as a table or as JSON; `elsewhere`: in
-    the domain's independent simulator.
+    """Print the comparison of a run's newest checkpoint with every baseline, as a table or as JSON.
 
     Raises:
-        ValueError: no such run or scenario, the domain has no other simulator, or that one failed.
+        ValueError: no such run or scenario.
     """
-    run, experiment = runs.open_run(run_dir)
-    changes = {"evaluation_seeds": seeds, "first_seed": first_seed}
-    experiment = replace(experiment, **{name: value for name, value in changes.items() if value is not None})
-    if scenario is not None and any(field.name == "scenarios" for field in fields(experiment.settings)):
-        experiment = with_fields(experiment, {"scenarios": (scenario,)})
-    built, policy = _load(run, experiment)
-    domain = built.domain
-    if elsewhere:
-        return _prove(built, policy, as_json)
+    built, policy = _judged(run_dir, scenario, seeds, first_seed)
+    domain, experiment = built.domain, built.experiment
     scenarios = domain.scenarios
     if scenario is not None:
         scenarios = {scenario: known("scenario", scenario, dict(scenarios))}
     keys = evaluation_keys(experiment.first_seed, experiment.evaluation_seeds)
-    console = Console(stderr=True)
-    with _progress(console, len(scenarios) * (1 + len(domain.baselines))) as show:
+    with _progress(Console(stderr=True), len(scenarios) * (1 + len(domain.baselines))) as show:
         evaluation = compare(domain, policy, scenarios, keys, show, lambda: False)
-    if as_json:
-        print(json.dumps(evaluation, indent=1))
-        return 0
-    _print_table(evaluation, judged_by(built.spec), built.spec.headline, Console())
+    _show(evaluation, judged_by(built.spec), built.spec.headline, as_json)
     return 0
 
 
-def _prove(built: Built, policy: LearnedPolicy, as_json: bool) -> int:
-    """`evaluate` in the domain's independent simulator."""
+def evaluate_elsewhere(
+    run_dir: Path,
+    scenario: str | None,
+    seeds: int | None,
+    first_seed: int | None,
+    incident: tuple[Sequence[str], float, float],
+    as_json: bool,
+) -> int:
+    """`evaluate` in the domain's independent simulator, there with parts of the network out for a while, if any.
+
+    Raises:
+        ValueError: no such run, part or scenario, the domain has no other simulator, or that one failed.
+    """
+    built, policy = _judged(run_dir, scenario, seeds, first_seed)
     domain, experiment = built.domain, built.experiment
     simulator = domain.simulator
     if simulator is None:
@@ -263,14 +262,32 @@ def _prove(built: Built, policy: LearnedPolicy, as_json: bool) -> int:
             f"{experiment.environment}: this run's network has no other simulator; traffic on a network of SUMO has "
             "(--network cologne8, or --net and --routes)"
         )
-    seeds = range(experiment.first_seed, experiment.first_seed + experiment.evaluation_seeds)
-    with _progress(Console(stderr=True), len(seeds) * (1 + len(domain.baselines))) as show:
-        evaluation = prove(domain, simulator, policy, seeds, lambda name, seed: show(f"seed {seed}", name))
+    if incident[0]:
+        simulator = simulator.disturbed(*incident)
+    numbers = range(experiment.first_seed, experiment.first_seed + experiment.evaluation_seeds)
+    with _progress(Console(stderr=True), len(numbers) * (1 + len(domain.baselines))) as show:
+        evaluation = prove(domain, simulator, policy, numbers, lambda name, seed: show(f"seed {seed}", name))
+    _show(evaluation, simulator.metrics, simulator.headline, as_json)
+    return 0
+
+
+def _judged(
+    run_dir: Path, scenario: str | None, seeds: int | None, first_seed: int | None
+) -> tuple[Built, LearnedPolicy]:
+    """A run's experiment with these changes, and its newest policy."""
+    run, experiment = runs.open_run(run_dir)
+    changes = {"evaluation_seeds": seeds, "first_seed": first_seed}
+    experiment = replace(experiment, **{name: value for name, value in changes.items() if value is not None})
+    if scenario is not None and any(field.name == "scenarios" for field in fields(experiment.settings)):
+        experiment = with_fields(experiment, {"scenarios": (scenario,)})
+    return _load(run, experiment)
+
+
+def _show(evaluation: dict[str, Any], metrics: Sequence[Metric], headline: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(evaluation, indent=1))
     else:
-        _print_table(evaluation, simulator.metrics, simulator.headline, Console())
-    return 0
+        _print_table(evaluation, metrics, headline, Console())
 
 
 def _load(run: runs.RunFolder, experiment: Experiment) -> tuple[Built, LearnedPolicy]:

@@ -110,6 +110,12 @@ class Evaluate:
     """First of the seeds; default: the run's."""
     in_sumo: bool = False
     """Run the policy unchanged in SUMO, beside every baseline, on SUMO's seeds of these numbers (traffic)."""
+    close: tuple[str, ...] = ()
+    """With --in-sumo: edges to close for a while; every hour is played with and without that."""
+    close_from_s: float = 900.0
+    """From then on [s since the episode began]."""
+    close_until_s: float = 1500.0
+    """Until then [s]."""
     json: bool = False
     """Print what summary.json holds under evaluation, and nothing else."""
 

@@ -1,6 +1,6 @@
 """What a domain gives to an experiment: environments to train and evaluate in, and what people use today."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -53,6 +53,10 @@ class Simulator(Protocol):
 
     def controllers(self, policy: Controller) -> Mapping[str, Callable[[int], dict[str, float]]]:
         """The policy and the baselines by name: each plays an episode from its seed and returns its metrics."""
+        ...
+
+    def disturbed(self, parts: Sequence[str], from_s: float, until_s: float) -> "Simulator":
+        """The same while these parts of the network are out; its metrics also tell what that costs."""
         ...
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from dynamic_graph_fed_rl.environments.traffic.build import build, build_traffic, load
 from dynamic_graph_fed_rl.environments.traffic.events import INCIDENT_S, draw_events
+from dynamic_graph_fed_rl.environments.traffic.live import recovery_s
 from dynamic_graph_fed_rl.environments.traffic.scenarios import SCENARIOS, kinds_of, stack_scenarios
-from dynamic_graph_fed_rl.environments.traffic.screening import recovery_s
 from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
 
 SETTINGS = TrafficSettings(network="city", signals=12, duration_s=1800.0, scenarios=tuple(SCENARIOS))

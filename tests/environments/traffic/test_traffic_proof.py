@@ -75,6 +75,25 @@ def test_the_comparison_in_sumo_pairs_seeds_and_holds_every_controller():
 
 
 @pytest.mark.skipif(not installed, reason="needs libsumo, of the extra 'sumo'")
+def test_what_a_closure_costs_is_told_beside_the_same_hour_without_it():
+    domain = build(TrafficSettings(network="ingolstadt7", duration_s=300.0), 1)
+    assert isinstance(domain.simulator, InSumo)
+    whole = InSumo(domain.simulator.network, domain.simulator.settings, domain.training, {"fixed-time": None})
+    policy = MostPressure(domain.training.view.signals.phases)
+    closed = whole.disturbed(["201963537#1"], 60.0, 240.0)
+    open_s = whole.controllers(policy)["fixed-time"](0)["delay"]
+    found = closed.controllers(policy)["fixed-time"](0)
+    assert found["excess"] == found["delay"] - open_s != 0.0
+    # five minutes of calm cannot come within the last one
+    assert found["recovery"] == 60.0
+    assert set(found) == {metric.name for metric in closed.metrics}
+    with pytest.raises(ValueError, match="network 'ingolstadt7': has no edge 'nowhere' to close"):
+        whole.disturbed(["nowhere"], 60.0, 240.0)
+    with pytest.raises(ValueError, match="closed from 60 to 400 s: must lie within the 300 s"):
+        whole.disturbed(["201963537#1"], 60.0, 400.0)
+
+
+@pytest.mark.skipif(not installed, reason="needs libsumo, of the extra 'sumo'")
 def test_an_episode_that_fails_is_named(tmp_path):
     domain = build(TrafficSettings(network="cologne1", duration_s=120.0), 1)
     assert isinstance(domain.simulator, InSumo)

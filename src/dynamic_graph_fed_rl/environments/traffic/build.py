@@ -69,6 +69,7 @@ def sumo_settings(settings: TrafficSettings) -> SumoSettings | None:
         settings.duration_s,
         yellow_s=settings.yellow_s,
         min_green_s=settings.min_green_s,
+        uptake=settings.uptake,
     )
 
 

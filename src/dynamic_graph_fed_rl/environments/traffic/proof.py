@@ -1,6 +1,6 @@
 """A learned policy and today's rules in SUMO: unchanged, on the same seeds, seeing what they see in the dynamics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 from dynamic_graph_fed_rl.environments.base import Controller, Observation
 from dynamic_graph_fed_rl.environments.spec import Metric
 from dynamic_graph_fed_rl.environments.traffic.environment import Traffic
-from dynamic_graph_fed_rl.environments.traffic.live import drive
+from dynamic_graph_fed_rl.environments.traffic.live import drive, recovery_s
 from dynamic_graph_fed_rl.environments.traffic.network import Network
 from dynamic_graph_fed_rl.environments.traffic.observation import TrafficView
 from dynamic_graph_fed_rl.environments.traffic.rules import Program, Rule, plan_phases
@@ -18,6 +18,8 @@ from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed
 from dynamic_graph_fed_rl.environments.traffic.splits import GreenSplits
 from dynamic_graph_fed_rl.environments.traffic.sumo_process import SumoSettings
 
+EXCESS = Metric("excess", "delay more than without the incident", "s")
+RECOVERY = Metric("recovery", "time to recover, or until the end", "s")
 METRICS = (
     Metric("delay", "delay a car", "s"),
     Metric("delay_p95", "95th percentile", "s"),
@@ -103,10 +105,37 @@ class InSumo:
         rules = {name: self._player(rule, round(city.decision_s)) for name, rule in self.rules.items()}
         return {"policy": learned, **rules}
 
+    def disturbed(self, parts: Sequence[str], from_s: float, until_s: float) -> "InSumo":
+        """The same with these edges closed; every episode is played without that as well, for its excess delay and
+        the time that it takes to recover.
+
+        Raises:
+            ValueError: an edge that the network lacks, or times outside the episode.
+        """
+        unknown = [edge for edge in parts if edge not in self.network.link_of_edge]
+        if unknown:
+            raise ValueError(f"network '{self.network.name}': has no edge '{unknown[0]}' to close")
+        if not 0.0 <= from_s < until_s <= self.settings.duration_s:
+            raise ValueError(
+                f"closed from {from_s:g} to {until_s:g} s: must lie within the {self.settings.duration_s:g} s "
+                "that are played"
+            )
+        links = sorted({self.network.link_of_edge[edge] for edge in parts})
+        settings = replace(self.settings, closures=tuple((link, from_s, until_s) for link in links))
+        return replace(self, settings=settings, metrics=(*METRICS, EXCESS, RECOVERY))
+
     def _player(self, rule: Rule | None, decision_s: int) -> Callable[[int], dict[str, float]]:
         def play(seed: int) -> dict[str, float]:
-            outcome = drive(self.network, replace(self.settings, seed=seed), rule, decision_s)
-            return {
+            settings = replace(self.settings, seed=seed)
+            outcome = drive(self.network, settings, rule, decision_s)
+            costs = {}
+            if settings.closures:
+                calm = drive(self.network, replace(settings, closures=()), rule, decision_s)
+                until_s = settings.closures[0][2]
+                back_s = recovery_s(outcome.standing, calm.standing, until_s, float(decision_s))
+                costs[EXCESS.name] = outcome.mean_delay_s - calm.mean_delay_s
+                costs[RECOVERY.name] = min(back_s, settings.duration_s - until_s)
+            return costs | {
                 "delay": outcome.mean_delay_s,
                 "delay_p95": outcome.p95_delay_s,
                 "finished": float(outcome.finished),

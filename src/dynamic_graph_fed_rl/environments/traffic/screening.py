@@ -8,10 +8,9 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from jaxtyping import Float
 
 from dynamic_graph_fed_rl.environments.traffic.detours import closable, entering_flow, joint
-from dynamic_graph_fed_rl.environments.traffic.live import drive
+from dynamic_graph_fed_rl.environments.traffic.live import drive, recovery_s
 from dynamic_graph_fed_rl.environments.traffic.rules import MaxPressure
 from dynamic_graph_fed_rl.environments.traffic.sensing import signal_constants
 from dynamic_graph_fed_rl.environments.traffic.study import installed
@@ -21,26 +20,6 @@ KEPT_FROM = 0.1
 """Excess delay from which on a closure is a test."""
 MOST_ENDED = 0.1
 """Share of the drivers concerned who may lose their goal by it."""
-_CALM_S = 300.0
-
-
-def recovery_s(
-    standing: Float[np.ndarray, " looks"],
-    undisturbed: Float[np.ndarray, " looks"],
-    until_s: float,
-    step_s: float,
-) -> float:
-    """Time from the end of an incident until, over five minutes, no more cars stand than in the same seed without it,
-    but for 10 %, and one; infinite if that never comes.
-
-    Looks lie `step_s` apart, the first of them at the episode's beginning.
-    """
-    first, length = int(np.ceil(until_s / step_s)), int(np.ceil(_CALM_S / step_s))
-    if len(standing) < first + length:
-        return np.inf
-    mean = lambda cars: np.convolve(cars[first:], np.ones(length) / length, "valid")  # noqa: E731
-    calm = mean(standing) <= 1.1 * mean(undisturbed) + 1.0
-    return float(np.argmax(calm) * step_s) if calm.any() else np.inf
 
 
 @dataclass(frozen=True)
