@@ -180,8 +180,9 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def write_results(name: str, claims: Sequence[Claim], noise: Noise | None = None) -> Path:
-    """Write `results/NAME.json`: a list of claims, each with `pass`, the machine and its noise."""
+def write_results(name: str, claims: Sequence[Claim], noise: Noise | None = None, in_part: bool = False) -> Path:
+    """Write `results/NAME.json`: a list of claims, each with `pass`, the machine and its noise. `in_part`: what the
+    file holds of other claims stays."""
     surroundings = {"machine": machine(), "noise": noise.summary() if noise else None}
     rows = [
         asdict(claim) | {"pass": claim.reaches(claim.bar)} | surroundings | {"date": time.strftime("%Y-%m-%d")}
@@ -189,6 +190,9 @@ def write_results(name: str, claims: Sequence[Claim], noise: Noise | None = None
     ]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    if in_part and path.is_file():
+        own = {claim.claim for claim in claims}
+        rows = [row for row in json.loads(path.read_text()) if row["claim"] not in own] + rows
     path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
     return path
 

@@ -81,7 +81,8 @@ def main(options: Options) -> None:
             options
         )
     print_claims("Traffic signals in SUMO", claims)
-    print(f"written: {write_results('traffic', claims)}")
+    everything = not options.parts and set(options.networks) == set(DISTRICTS)
+    print(f"written: {write_results('traffic', claims, in_part=not everything)}")
 
 
 def transfer(options: Options) -> list[Claim]:

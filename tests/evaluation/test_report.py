@@ -187,7 +187,7 @@ def test_terminal_table_lines_up_in_its_width_and_holds_the_numbers():
         assert row.split()[1:6] == [*cells, f"{entry['score']['policy']:.1f}"]
     difference = evaluation["normal"]["paired_difference"]
     assert f"normal: policy beats merit-order by {difference['iqm']:.2f} $/MWh" in text
-    assert "more metrics are in the report" in text
+    assert "more metrics: a wider terminal, the report" in text
     assert "Decision" in _print(evaluation, width=160)
 
 

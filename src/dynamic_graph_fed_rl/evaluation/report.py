@@ -166,7 +166,7 @@ def comparison_table(
     notes = [f"{scenario}: {_verdict(entry, main)}" for scenario, entry in evaluation.items()]
     notes += _warnings(evaluation)
     if left_out > 0:
-        notes.append(f"{left_out} more metrics are in the report.")
+        notes.append(f"{left_out} more metrics: a wider terminal, the report, or evaluate --json.")
     table.caption = Text("\n".join(notes))
     return table
 

@@ -122,7 +122,7 @@ class InSumo:
             )
         links = sorted({self.network.link_of_edge[edge] for edge in parts})
         settings = replace(self.settings, closures=tuple((link, from_s, until_s) for link in links))
-        return replace(self, settings=settings, metrics=(*METRICS, EXCESS, RECOVERY))
+        return replace(self, settings=settings, metrics=(METRICS[0], EXCESS, RECOVERY, *METRICS[1:]))
 
     def _player(self, rule: Rule | None, decision_s: int) -> Callable[[int], dict[str, float]]:
         def play(seed: int) -> dict[str, float]:
