@@ -46,7 +46,7 @@ def later(left: Left, coming: Coming, received: UInt8[Array, "steps ordered"]) -
         rows, links = group.shape
         own = received[:, first : first + links]
         moved = jnp.pad(group[steps:], ((0, min(steps, rows)), (0, 0)))
-        for i in range(steps):
+        for i in range(max(steps - rows, 0), steps):
             moved = jnp.where(away == steps - i, own[i], moved)
         after.append(moved)
         first += links

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from dynamic_graph_fed_rl.environments.traffic.arrivals import Coming, due, later, nobody
 from dynamic_graph_fed_rl.environments.traffic.constants import LONG_AGO_S, DemandConstants, RoadConstants
-from dynamic_graph_fed_rl.environments.traffic.steps import COUNT, Orders, Traffic, apart, clock, rows
+from dynamic_graph_fed_rl.environments.traffic.layout import apart, clock, rows
+from dynamic_graph_fed_rl.environments.traffic.steps import COUNT, Orders, Traffic
 from dynamic_graph_fed_rl.environments.traffic.steps import steps as run_steps
 
 

@@ -17,10 +17,10 @@ from dynamic_graph_fed_rl.environments.traffic.dynamics import (
     turned_away,
 )
 from dynamic_graph_fed_rl.environments.traffic.events import LONG_AGO_S, Closures, Events, draw_events
+from dynamic_graph_fed_rl.environments.traffic.layout import made_once
 from dynamic_graph_fed_rl.environments.traffic.observation import TrafficView
 from dynamic_graph_fed_rl.environments.traffic.scenarios import Scenario
 from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, sense
-from dynamic_graph_fed_rl.environments.traffic.steps import made_once
 
 METRICS = (
     Metric("delay", "delay a car", "s"),

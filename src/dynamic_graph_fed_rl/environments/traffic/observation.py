@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from dynamic_graph_fed_rl.environments.base import Observation
 from dynamic_graph_fed_rl.environments.spec import Column
 from dynamic_graph_fed_rl.environments.traffic.constants import Table, table
+from dynamic_graph_fed_rl.environments.traffic.layout import made_once
 from dynamic_graph_fed_rl.environments.traffic.network import Network, roads_between_signals
 from dynamic_graph_fed_rl.environments.traffic.sensing import Sensed, SignalConstants, Standing
-from dynamic_graph_fed_rl.environments.traffic.steps import made_once
 from dynamic_graph_fed_rl.graph import Graph, local_views, padded_rows
 
 NODE_COLUMNS = (
