@@ -206,11 +206,11 @@ def _evaluate(words: list[str]) -> int:
     from dynamic_graph_fed_rl.options import Evaluate, parse
 
     options = parse(Evaluate, words, "evaluate")
+    if options.close and not options.in_sumo:
+        raise ValueError("evaluate: --close is for --in-sumo; of the dynamics choose a --scenario with closures")
     _keep_compiled_programs()
     from dynamic_graph_fed_rl import commands
 
-    if options.close and not options.in_sumo:
-        raise ValueError("evaluate: --close is for --in-sumo; of the dynamics choose a --scenario with closures")
     chosen = options.scenario, options.seeds, options.first_seed
     if options.in_sumo:
         incident = options.close, options.close_from_s, options.close_until_s

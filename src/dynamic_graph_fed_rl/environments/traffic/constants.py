@@ -77,15 +77,12 @@ class RoadConstants(eqx.Module):
     lane_movements: Table
     """Movements stand in places: rows and columns of this table."""
     movement_lane: Int[Array, " movements"]
-    movement_to: Int[Array, " movements"]
-    movement_signal: Int[Array, " movements"]
-    """0 where there is none: `place_green` is then the same in all phases."""
-    movement_controlled: Bool[Array, " movements"]
     movement_place: Int[Array, " movements"]
     """In the flattened `[lanes, columns]`."""
     place_used: Bool[Array, "lanes columns"]
     place_to: Int[Array, "lanes columns"]
     place_signal: Int[Array, "lanes columns"]
+    """0 where there is none: `place_green` is then the same in all phases."""
     place_controlled: Bool[Array, "lanes columns"]
     place_green: Int8[Array, "lanes columns phases"]
     place_turn: Int[Array, "lanes columns"]
@@ -168,9 +165,6 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
         lane_beside=table([_beside(network, lane) for lane in range(network.lanes)]),
         lane_movements=lanes,
         movement_lane=whole(network.movement_lane),
-        movement_to=whole(network.movement_to),
-        movement_signal=whole(np.maximum(network.movement_signal, 0)),
-        movement_controlled=jnp.asarray(network.movement_signal >= 0),
         movement_place=whole(place),
         place_used=jnp.asarray(used),
         place_to=whole(placed(network.movement_to)),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from dynamic_graph_fed_rl.environments.traffic.arrivals import Coming, due, later, nobody
 from dynamic_graph_fed_rl.environments.traffic.constants import LONG_AGO_S, DemandConstants, RoadConstants
-from dynamic_graph_fed_rl.environments.traffic.layout import apart, clock, rows
+from dynamic_graph_fed_rl.environments.traffic.layout import apart, clock, columns, rows
 from dynamic_graph_fed_rl.environments.traffic.steps import COUNT, Orders, Traffic
 from dynamic_graph_fed_rl.environments.traffic.steps import steps as run_steps
 
@@ -223,8 +223,7 @@ def _moved(
         cleared_s=traffic.cleared_s,
         time_s=state.time_s + soon.shape[0] * dt_s,
     )
-    lanes = zip(roads.link_lanes.index.T, roads.link_lanes.mask.T, strict=True)
-    queued = sum(jnp.where(there[:, None], rows(sums.queue, i), 0) for i, there in lanes)
+    queued = sum(columns(roads.link_lanes, sums.queue))
     total = lambda leaf: leaf.sum(0, dtype=jnp.int32)  # noqa: E731
     wanted = total(sums.wanted)
     entered = wanted + total(begun.entry) - total(traffic.entry)

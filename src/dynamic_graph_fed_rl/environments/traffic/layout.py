@@ -15,8 +15,10 @@ def rows(values: Array, index: Int[Array, "*shape"]) -> Array:
 
 
 def columns(table: Table, values: Array) -> list[Array]:
-    """For each column of the table the rows that it names, False where it names none."""
-    return [rows(values, i) & there[:, None] for i, there in zip(table.index.T, table.mask.T, strict=True)]
+    """For each column of the table the rows that it names; False, or 0, where it names none."""
+    none = jnp.zeros((), values.dtype)
+    named = zip(table.index.T, table.mask.T, strict=True)
+    return [jnp.where(there[:, None], rows(values, i), none) for i, there in named]
 
 
 def clock(time_s: Float[Array, "*worlds"]) -> Bool[Array, ""]:

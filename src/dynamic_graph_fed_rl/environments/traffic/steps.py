@@ -85,7 +85,8 @@ def steps(
     """As many steps as there are rows in `due`, the cars that reach the end of their link in each of them, of those
     that are under way already; and in each step the cars that came onto each link, from other links or from outside.
     `running`: see `clock`."""
-    levels, saturation_per_s = _levels(roads, traffic.phase, orders), _saturation(roads, orders)
+    dark = rows(orders.dark, roads.place_signal) & roads.place_controlled[..., None]
+    levels, saturation_per_s = _levels(roads, traffic.phase, orders, dark), _saturation(roads, orders, dark)
     nothing = lambda like: jnp.zeros(like.shape, jnp.int32)  # noqa: E731
     none = Sums(*(nothing(like) for like in (traffic.head, traffic.entry, traffic.vehicles, traffic.entry)))
 
@@ -201,7 +202,12 @@ def _choosing(
     return jnp.concatenate([best == j for j in range(len(worth))])
 
 
-def _levels(roads: RoadConstants, phase: Int[Array, "signals worlds"], orders: Orders) -> tuple[Array, ...]:
+def _levels(
+    roads: RoadConstants,
+    phase: Int[Array, "signals worlds"],
+    orders: Orders,
+    dark: Bool[Array, "lanes columns worlds"],
+) -> tuple[Array, ...]:
     """0 red, 1 green that yields, 2 green: in the phase, at the end of its clearance, and in the phase after it.
 
     In the clearance what stays green in the next phase does. Of what loses it, cars still drive on at its beginning,
@@ -219,16 +225,16 @@ def _levels(roads: RoadConstants, phase: Int[Array, "signals worlds"], orders: O
     cleared = jnp.where(before != YIELDING, jnp.minimum(before, after), before)
     red, free = jnp.int8(RED), jnp.int8(PROTECTED)
     closed = rows(orders.closed, roads.place_to) | ~roads.place_used[..., None]
-    dark = rows(orders.dark, roads.place_signal) & roads.place_controlled[..., None]
     before, cleared, after = (
         jnp.where(closed, red, jnp.where(dark, free, shown)) for shown in (before, cleared, after)
     )
     return before, cleared, after
 
 
-def _saturation(roads: RoadConstants, orders: Orders) -> Float[Array, "lanes worlds"]:
+def _saturation(
+    roads: RoadConstants, orders: Orders, dark: Bool[Array, "lanes columns worlds"]
+) -> Float[Array, "lanes worlds"]:
     """Flow that each lane passes."""
-    dark = rows(orders.dark, roads.place_signal) & roads.place_controlled[..., None]
     share = jnp.where(dark.any(1), _DARK_SHARE, 1.0)
     return roads.conduct.saturation_per_s * share * rows(orders.capacity, roads.lane_link)
 
@@ -296,8 +302,7 @@ def _strangers(roads: RoadConstants, queue: Int16[Array, "lanes columns worlds"]
     """Cars in each lane that found no room in the one beside it, which they want into."""
     over = jnp.maximum(queue.sum(1, dtype=COUNT) - roads.lane_storage[:, None], 0.0)
     over = over / jnp.maximum(roads.lane_beside.mask.sum(-1), 1)[:, None]
-    beside = zip(roads.lane_beside.index.T, roads.lane_beside.mask.T, strict=True)
-    return functools.reduce(operator.add, [jnp.where(there[:, None], rows(over, i), 0.0) for i, there in beside])
+    return functools.reduce(operator.add, columns(roads.lane_beside, over))
 
 
 def _first(
