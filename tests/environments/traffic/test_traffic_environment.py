@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import pytest
 
 from dynamic_graph_fed_rl.environments.traffic.baselines import RuleController
 from dynamic_graph_fed_rl.environments.traffic.build import build, link_districts, load
+from dynamic_graph_fed_rl.environments.traffic.environment import REWARDS
 from dynamic_graph_fed_rl.environments.traffic.network import districts
 from dynamic_graph_fed_rl.environments.traffic.rules import MaxPressure
 from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
@@ -92,6 +95,45 @@ def test_rewards_add_up_to_the_time_that_cars_stood(stepped):
     left = sum(float(t.info["metrics"]["total_left"]) for *_, t in rows)
     end = rows[-1][2].traffic
     assert wanted == left + float(end.vehicles.sum() + end.entry.sum())
+
+
+def test_the_pressure_reward_is_that_of_the_movements_of_the_district(stepped):
+    environment, _, rows = stepped
+    network, _ = load(SETTINGS)
+    of_lane = np.zeros((network.lanes, network.movements))
+    of_lane[network.movement_lane, np.arange(network.movements)] = 1.0
+    for state, _, after, _ in rows[::15]:
+        queue = of_lane @ np.asarray(after.traffic.queue)
+        # streets are longer than the 100 m of a detector
+        ahead = np.array([queue[network.lane_link == link].mean() for link in range(network.links)])
+        pressure = np.maximum(queue[network.movement_lane] - ahead[network.movement_to], 0.0)
+        controlled = network.movement_signal >= 0
+        signal = np.bincount(network.movement_signal[controlled], pressure[controlled], network.signals)
+        stood_s = jnp.zeros(network.links)
+        found = REWARDS["pressure"](environment, state.traffic, after, stood_s)
+        np.testing.assert_allclose(found, -np.bincount(districts(network.signal_xy_m, 3), signal), rtol=1e-5)
+
+
+def test_the_delay_difference_of_an_episode_is_the_discounted_number_that_stands(stepped):
+    environment, _, rows = stepped
+    g, stood_s = 0.9, jnp.zeros(environment.roads.link_steps.shape[0])
+    reward = REWARDS["delay_difference"]
+    each = np.stack([reward(environment, state.traffic, after, stood_s) for state, _, after, _ in rows])
+    standing = np.array([(after.traffic.queue.sum() + after.traffic.entry.sum()) for *_, after, _ in rows])
+    assert standing.min() >= 0 and standing.max() > 20
+    weight = g ** np.arange(len(rows))
+    telescoped = (1 - g) * (weight * standing).sum() + g ** len(rows) * standing[-1]
+    np.testing.assert_allclose((weight * each.sum(1)).sum(), -telescoped, rtol=1e-4)
+
+
+def test_the_environment_gives_the_reward_that_was_asked_for(stepped):
+    _, _, rows = stepped
+    other = build(replace(SETTINGS, reward="delay_difference"), 3).training
+    state, action, after, _ = rows[30]
+    _, transition = eqx.filter_jit(other.step)(jax.random.key(30), state, action)
+    expected = REWARDS["delay_difference"](other, state.traffic, after, jnp.zeros(other.roads.link_steps.shape[0]))
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(transition.reward, expected / (10.0 * other.district_signals), rtol=1e-6)
 
 
 def test_an_episode_ends_by_time_alone(stepped):

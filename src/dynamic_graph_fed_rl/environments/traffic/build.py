@@ -112,6 +112,7 @@ def _by_phases(settings: TrafficSettings, network: Network, demand: Demand, agen
         latest_start_s=real(demand.duration_s - length_s),
         decision_steps=round(settings.decision_s / settings.dt_s),
         episode_decisions=int(length_s / settings.decision_s),
+        reward=settings.reward,
     )
 
 

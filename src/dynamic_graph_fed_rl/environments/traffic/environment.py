@@ -55,8 +55,7 @@ class Traffic(Environment):
 
     **Observation:** the district and a halo of `radius` signals as a graph; columns in `observation.py`.
 
-    **Reward** of an agent: less the mean number of cars that stood in queues of its district or waited to enter it
-    during the decision, in tens of cars a signal.
+    **Reward** of an agent, in tens of cars a signal of its district: see `REWARDS`.
 
     **Episodes** end by time alone. Cars that have not entered by then count with all their waiting.
     """
@@ -77,6 +76,7 @@ class Traffic(Environment):
     """Episodes begin anywhere from 0 to here."""
     decision_steps: int = eqx.field(static=True)
     episode_decisions: int = eqx.field(static=True)
+    reward: str = eqx.field(static=True, default="queue")
 
     @property
     def spec(self) -> Spec:
@@ -173,12 +173,11 @@ class Traffic(Environment):
             gridlocked=state.gridlocked | stuck,
         )
         stood_s = counts.queued_s + counts.outside_s
-        waited = self.link_district @ stood_s
         total_s = stood_s.sum() + counts.slowed_s
         agents = self.district_signals.shape[0]
         transition = Transition(
             observation=self.observe(after, first=False),
-            reward=-waited / (10.0 * self.decision_s * self.district_signals),
+            reward=REWARDS[self.reward](self, now, after, stood_s) / (10.0 * self.district_signals),
             cost=jnp.zeros((agents, 0)),
             terminated=jnp.zeros(agents, bool),
             truncated=jnp.broadcast_to(after.decisions >= self.episode_decisions, (agents,)),
@@ -212,3 +211,38 @@ class Traffic(Environment):
             "gridlock": totals["total_gridlock"],
             "travel_delay_h": totals["total_delay_s"] / 3600.0,
         }
+
+
+def _queue(
+    city: Traffic, before: TrafficState, after: CityState, stood_s: Float[Array, " links"]
+) -> Float[Array, " agents"]:
+    return -(city.link_district @ stood_s) / city.decision_s
+
+
+def _pressure(
+    city: Traffic, before: TrafficState, after: CityState, stood_s: Float[Array, " links"]
+) -> Float[Array, " agents"]:
+    sensed, signals = city.sensed(after), city.view.signals
+    link = signals.lane_link[signals.movement_lane]
+    return -(city.link_district[:, link] @ signals.pressure(signals.standing(sensed), sensed))
+
+
+def _delay_difference(
+    city: Traffic, before: TrafficState, after: CityState, stood_s: Float[Array, " links"]
+) -> Float[Array, " agents"]:
+    def standing(now: TrafficState) -> Float[Array, " links"]:
+        return city.roads.link_lanes.sum(city.roads.lane_movements.sum(now.queue)) + now.entry
+
+    return city.link_district @ (standing(before) - standing(after.traffic))
+
+
+REWARDS = {"queue": _queue, "pressure": _pressure, "delay_difference": _delay_difference}
+"""Of an agent, each before it is divided by ten times the signals of its district:
+
+- queue: less the mean number of cars that stood in queues of the district or waited to enter it during the decision;
+- pressure: less the sum over the district's movements, at the end of the decision, of the cars that stand before it
+  less those that stand ahead, where above 0 (as max pressure counts them; after Wei et al. 2019, "PressLight");
+- delay_difference: by how many the cars that stand or wait to enter, each of which loses a second a second, became
+  fewer. With a discount g, the return is that of their number times 1 - g, but for a constant: the reward is its
+  potential-based form (Ng et al. 1999), which has the same best policies and less to look ahead for.
+"""

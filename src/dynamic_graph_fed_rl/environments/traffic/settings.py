@@ -43,6 +43,9 @@ class TrafficSettings:
     """Length of a step; 5 for large cities, which is too coarse to compare with SUMO."""
     control: Literal["phases", "splits"] = "phases"
     """What agents set: each signal's next phase, or (for td3 and sac) how the green of each cycle is shared."""
+    reward: Literal["queue", "pressure", "delay_difference"] = "queue"
+    """What an agent gets, of its own district: less the cars that stand or wait to enter, less the pressure of its
+    movements, or by how many those that stand or wait became fewer."""
     decision_s: float = 5.0
     """Time between decisions, of rules too."""
     cycle_s: float = 45.0
