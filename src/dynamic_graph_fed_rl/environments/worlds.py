@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray, PyTree
 
 from dynamic_graph_fed_rl.environments.base import Environment, Observation, Transition
@@ -21,6 +22,12 @@ def select(mask: Bool[Array, "*rows"], new: PyTree, old: PyTree, axis: int = 0) 
         return jnp.where(mask.reshape((1,) * axis + mask.shape + (1,) * trailing), a, b)
 
     return jax.tree.map(choose, new, old)
+
+
+def stored(leaf: Array) -> Array:
+    """In the order of its axes, at once: the compiler would rather leave it as it was, and read it across the grain
+    or copy it from then on."""
+    return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 
 
 class Worlds(eqx.Module):
@@ -122,7 +129,7 @@ class Worlds(eqx.Module):
 
 
 def _agents_first(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), tree)
+    return jax.tree.map(lambda leaf: stored(jnp.moveaxis(leaf, 1, 0)), tree)
 
 
 def _drop_agent_axis(tree: PyTree) -> PyTree:

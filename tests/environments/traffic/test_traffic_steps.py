@@ -12,7 +12,7 @@ from dynamic_graph_fed_rl.environments.traffic.constants import demand_constants
 from dynamic_graph_fed_rl.environments.traffic.dynamics import Conditions, advance, empty_roads, switched
 from dynamic_graph_fed_rl.environments.traffic.generate import generated
 from dynamic_graph_fed_rl.environments.traffic.network import PROTECTED, RED, YIELDING, Conduct
-from dynamic_graph_fed_rl.environments.traffic.steps import drawn
+from dynamic_graph_fed_rl.environments.traffic.steps import MIXER, drawn
 
 WORLDS, DECISIONS, STEPS = 3, 40, 5
 
@@ -27,7 +27,8 @@ class Plain:
         self.phase = self.target = phases.copy()
         self.clearing_s, self.cleared_s = np.zeros(network.signals), np.zeros(network.signals)
         self.head, self.credit = np.full(network.lanes, -1), np.ones(network.lanes, np.float32)
-        self.waited_s, self.strangers, self.pushed = np.zeros(network.lanes), 0, 0
+        self.waited_s, self.luck = np.zeros(network.lanes), np.zeros(network.lanes)
+        self.strangers = self.pushed = self.blocked = 0
         self.received: list[np.ndarray] = []
         self.queued_s, self.left = np.zeros(network.movements), 0.0
         self.of_lane = [np.flatnonzero(network.movement_lane == lane) for lane in range(network.lanes)]
@@ -54,15 +55,20 @@ class Plain:
                 max(self.queue[self.of_lane[other]].sum() - self.storage(other), 0.0) / len(self.beside(other))
                 for other in self.beside(lane)
             )
+            anew = self.head[lane] == -1 or (self.head[lane] == -2 and strangers == 0)
+            if self.head[lane] == -1:
+                self.luck[lane] = (int(lane_words[lane]) * int(MIXER)) % 2**32 >> 24
             if count == 0:
                 self.head[lane] = -1
-            elif self.head[lane] == -1 or (self.head[lane] == -2 and strangers == 0):
+            elif anew:
                 drawn_head = (np.cumsum(self.queue[own]) <= draw * (count + strangers)).sum()
                 self.head[lane] = drawn_head if drawn_head < len(own) else -2
                 self.strangers += drawn_head == len(own)
             if self.head[lane] >= 0:
                 first = own[self.head[lane]]
-                willing[first] = level[first] > RED
+                full = self.full_ahead(lane, network.movement_to[first])
+                willing[first] = level[first] > RED and not full
+                self.blocked += level[first] > RED and full
         press = (self.quiet_s < conduct.gap_s) | (willing & (level == PROTECTED) & (room[network.movement_to] > 0))
         press &= level > RED
         waits = np.array(
@@ -111,6 +117,19 @@ class Plain:
         """Streets have two lanes, those longer than 50 m with changes between them."""
         return [lane ^ 1] if self.network.link_length_m[self.network.lane_link[lane]] >= 50.0 else []
 
+    def full_ahead(self, lane, link):
+        """Of a short link, the lane that the first car will want; lanes from which a turn may be made share it."""
+        if self.network.link_length_m[link] >= 50.0:
+            return False
+        upto = 0.0
+        for ahead in np.flatnonzero(self.network.lane_link == link):
+            before = upto
+            for turn in self.network.movement_turn[self.of_lane[ahead]]:
+                upto += self.demand.turn_ratio[0, turn] / (self.network.movement_turn == turn).sum()
+            if np.float32(before) <= self.luck[lane] / 256 < np.float32(upto):
+                return bool(self.queue[self.of_lane[ahead]].sum() >= self.storage(ahead))
+        return False
+
     def storage(self, lane):
         return self.network.link_storage[self.network.lane_link[lane]] / 2
 
@@ -152,8 +171,11 @@ class Plain:
 def runs():
     """Worlds under random phases, some links closed, one signal dark: the fast form, and what it was given."""
     network, demand = generated("city", 6, 1.2, 900.0, seed=5)
-    # short of room and of patience, so that both matter within minutes
-    network = replace(network, link_storage=np.full(network.links, 9.0), conduct=Conduct(patience_s=3.0))
+    # short of room and of patience, so that both matter within minutes; a sixth of the roads so short that cars come
+    # in the lane that they need
+    lengths = np.where(np.arange(network.links) % 6, network.link_length_m, 40.0)
+    storage = np.full(network.links, 9.0)
+    network = replace(network, link_storage=storage, link_length_m=lengths, conduct=Conduct(patience_s=3.0))
     roads, wishes = road_constants(network), demand_constants(network, demand)
     rng = np.random.default_rng(0)
     phases = rng.integers(0, network.phase_count, (DECISIONS, WORLDS, network.signals))
@@ -191,8 +213,8 @@ def test_many_worlds_at_once_do_what_a_plain_loop_does(runs, world):
         plain.switch(phases[decision, world])
         for step in range(STEPS):
             plain.step(words[decision, step, :, world], closed[world], dark[world], flow)
-    assert plain.queued_s.sum() > 100 and plain.strangers > 0 and plain.pushed > 0
-    for name in ("queue", "vehicles", "entry", "head", "credit", "waited_s", "quiet_s", "phase"):
+    assert plain.queued_s.sum() > 100 and min(plain.strangers, plain.pushed, plain.blocked) > 0
+    for name in ("queue", "vehicles", "entry", "head", "luck", "credit", "waited_s", "quiet_s", "phase"):
         np.testing.assert_array_equal(getattr(state, name)[world], getattr(plain, name), err_msg=name)
     queued_s = np.bincount(network.movement_from, plain.queued_s, network.links)
     np.testing.assert_array_equal(counts.queued_s[:, world].sum(0), queued_s)

@@ -8,14 +8,13 @@ from dynamic_graph_fed_rl.environments.traffic.joining import read_network
 from dynamic_graph_fed_rl.environments.traffic.network import Conduct, Demand, Network
 
 CONDUCTS = {
-    "cologne3": Conduct(0.56, lost_s=1.23, yellow_use_s=1.65, cruise=0.71, gap_s=7.27, patience_s=73.8),
+    "cologne3": Conduct(0.48, lost_s=0.91, yellow_use_s=0.26, cruise=0.9, gap_s=4.61, patience_s=20.0),
     "cologne8": Conduct(0.45, lost_s=2.85, yellow_use_s=1.55, cruise=0.81, gap_s=6.3, patience_s=116.0),
-    "ingolstadt7": Conduct(0.38, lost_s=1.5, yellow_use_s=1.0, cruise=0.84, gap_s=5.0, patience_s=60.0),
+    "ingolstadt7": Conduct(0.36, lost_s=1.81, yellow_use_s=2.00, cruise=0.84, gap_s=3.0, patience_s=115.0),
 }
-"""Found for the least mean |log(delay / SUMO's delay)| under the file's plan and plans drawn with seed 1: those of
-the cologne networks by random searches of up to 50 tries with an earlier version of the dynamics (now `python -m
-dynamic_graph_fed_rl.environments.traffic.study calibrate NETWORK`), that of ingolstadt7 by hand. Others have the
-default."""
+"""Found for the least mean |log(delay / SUMO's delay)| under the file's plan and plans drawn with seed 1, by random
+searches (`python -m dynamic_graph_fed_rl.environments.traffic.study calibrate NETWORK`); that of cologne8 with an
+earlier version of the dynamics. Others have the default."""
 
 
 def read_city(net: Path, routes: Path, begin_s: float, duration_s: float = 3600.0) -> tuple[Network, Demand]:

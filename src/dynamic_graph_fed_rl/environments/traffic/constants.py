@@ -99,6 +99,12 @@ class RoadConstants(eqx.Module):
     """Row of `yielding_foes`."""
     place_yields: Bool[Array, "lanes columns"]
     """In some phase."""
+    short_from: Int[Array, " short"]
+    """Lanes of the movements onto links that are shorter than `SORTED_M` and have several lanes."""
+    short_ahead: Table
+    """The lanes of the link ahead of each."""
+    place_short: Int[Array, "lanes columns"]
+    """Row of `short_ahead`; where there is none, that behind the last."""
     turn_from: Int[Array, " turns"]
     choices: Table
     """The movements of each turn that may be made from several lanes."""
@@ -119,6 +125,9 @@ class DemandConstants(eqx.Module):
     """That of the turn and of all turns before it."""
     share_on: Float[Array, "windows links"]
     """Of the cars on a link that do not end there."""
+    lane_from: Float[Array, "windows lanes"]
+    lane_upto: Float[Array, "windows lanes"]
+    """Of the cars on a link those from the one share up to the other want the lane."""
     lane_share: Float[Array, "windows choices width"]
     """Of the cars of a turn that want each of its lanes, laid out as `RoadConstants.choices`."""
 
@@ -137,6 +146,7 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
         """From movements to their places; zeros elsewhere."""
         return np.where(used.reshape(used.shape + (1,) * (values.ndim - 1)), values[at], 0)
 
+    short = _onto_short(network)
     into = table_of(network.movement_to, network.links)
     yields = (network.movement_green == YIELDING).any(1)
     choices = _choices(network)
@@ -179,6 +189,9 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
         place_incoming=whole(placed(_transposed(into, network.movements))),
         place_yielding=whole(placed(np.maximum(np.cumsum(yields) - 1, 0))),
         place_yields=jnp.asarray(placed(yields).astype(bool)),
+        short_from=whole(network.movement_lane[short]),
+        short_ahead=table([np.flatnonzero(network.lane_link == network.movement_to[m]) for m in short]),
+        place_short=whole(np.where(used & np.isin(at, short), np.searchsorted(short, at), len(short))),
         turn_from=whole(network.turn_from),
         choices=choices,
         link_incoming=Table(whole(place[np.asarray(into.index)]), into.mask),
@@ -187,6 +200,12 @@ def road_constants(network: Network, dt_s: float = 1.0) -> RoadConstants:
         ),
         long_ago=whole(np.ceil(LONG_AGO_S / dt_s)),
     )
+
+
+def _onto_short(network: Network) -> Int[np.ndarray, " short"]:
+    """The movements onto short links of several lanes."""
+    several = (network.link_lanes > 1) & (network.link_length_m < SORTED_M)
+    return np.flatnonzero(several[network.movement_to])
 
 
 def _choices(network: Network) -> Table:
@@ -242,4 +261,17 @@ def demand_constants(network: Network, demand: Demand) -> DemandConstants:
         lane_share = np.broadcast_to(1.0 / lanes, (demand.windows, network.movements))
     choices, real = _choices(network), lambda x: jnp.asarray(x, jnp.float32)
     wanted = np.where(np.asarray(choices.mask), lane_share[:, np.asarray(choices.index)], 0.0)
-    return DemandConstants(demand.window_s, real(demand.rate_per_s), snap(upto), snap(total), real(wanted))
+    lane_from, lane_upto = _lanes_shared_out(network, demand.turn_ratio[:, network.movement_turn] * lane_share)
+    lanes = real(lane_from), real(lane_upto)
+    return DemandConstants(demand.window_s, real(demand.rate_per_s), snap(upto), snap(total), *lanes, real(wanted))
+
+
+def _lanes_shared_out(
+    network: Network, share: Float[np.ndarray, "windows movements"]
+) -> tuple[Float[np.ndarray, "windows lanes"], Float[np.ndarray, "windows lanes"]]:
+    """Of the cars of a link the shares between which they want each lane; from those that make each movement."""
+    each = np.stack([np.bincount(network.movement_lane, row, network.lanes) for row in share])
+    upto = np.zeros_like(each)
+    for own in network.lanes_of_link:
+        upto[:, own] = np.cumsum(each[:, own], 1)
+    return upto - each, upto

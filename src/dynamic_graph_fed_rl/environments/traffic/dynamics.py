@@ -12,7 +12,6 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from dynamic_graph_fed_rl.environments.traffic.arrivals import Coming, due, later, nobody
@@ -20,6 +19,7 @@ from dynamic_graph_fed_rl.environments.traffic.constants import LONG_AGO_S, Dema
 from dynamic_graph_fed_rl.environments.traffic.layout import apart, clock, columns, rows
 from dynamic_graph_fed_rl.environments.traffic.steps import COUNT, Orders, Traffic
 from dynamic_graph_fed_rl.environments.traffic.steps import steps as run_steps
+from dynamic_graph_fed_rl.environments.worlds import stored
 
 
 class TrafficState(eqx.Module):
@@ -36,6 +36,8 @@ class TrafficState(eqx.Module):
     head: Int[Array, "lanes *worlds"]
     """Column of `lane_movements` in which the first car of the lane waits; -1: not drawn yet, -2: one that wants into
     the lane beside, which is full."""
+    luck: UInt8[Array, "lanes *worlds"]
+    """Drawn for the first car: in 256ths of the cars there, which lane it will want on a short link ahead."""
     credit: Float[Array, "lanes *worlds"]
     """Cars that the lane may let go by now; less than 0 while its queue starts."""
     waited_s: Float[Array, "lanes *worlds"]
@@ -98,6 +100,7 @@ def empty_roads(roads: RoadConstants, signals: int) -> TrafficState:
         entry=jnp.zeros(links),
         coming=nobody(roads.steps_left),
         head=jnp.full(lanes, -1, jnp.int32),
+        luck=jnp.zeros(lanes, jnp.uint8),
         credit=jnp.ones(lanes),
         waited_s=jnp.zeros(lanes),
         quiet_s=jnp.full(movements, LONG_AGO_S),
@@ -169,18 +172,13 @@ def _all_at_once(size: int, batched: list[PyTree], roads: RoadConstants, *args: 
 
         def turned(*args: PyTree) -> PyTree:
             last = lambda is_batched, leaf: jnp.moveaxis(leaf if is_batched else jnp.stack([leaf] * size), 0, -1)  # noqa: E731
-            return jax.tree.map(lambda *both: _stored(last(*both)), tuple(batched[1:]), args)
+            return jax.tree.map(lambda *both: stored(last(*both)), tuple(batched[1:]), args)
 
         wide = apart(clock(args[0].time_s), turned, *args)
         last = _moved(roads, *wide)
-        first = lambda: jax.tree.map(lambda leaf: _stored(jnp.moveaxis(leaf, -1, 0)), last)  # noqa: E731
+        first = lambda: jax.tree.map(lambda leaf: stored(jnp.moveaxis(leaf, -1, 0)), last)  # noqa: E731
         result = apart(clock(wide[0].time_s), first)
     return result, jax.tree.map(lambda _: True, result)
-
-
-def _stored(leaf: Array) -> Array:
-    """In its own order: the compiler would rather leave it as it was, and read it across the grain from then on."""
-    return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 
 
 def _moved(
@@ -198,6 +196,7 @@ def _moved(
         vehicles=state.vehicles.astype(COUNT),
         entry=state.entry.astype(COUNT),
         head=state.head.astype(jnp.int8),
+        luck=state.luck,
         credit=state.credit,
         waited_s=state.waited_s,
         phase=state.phase,
@@ -214,6 +213,7 @@ def _moved(
         vehicles=real(traffic.vehicles),
         entry=real(traffic.entry),
         head=traffic.head.astype(jnp.int32),
+        luck=traffic.luck,
         credit=traffic.credit,
         waited_s=traffic.waited_s,
         quiet_s=real(movements(traffic.quiet)) * dt_s,

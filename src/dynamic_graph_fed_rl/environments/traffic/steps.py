@@ -12,13 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8, Int16, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int8, Int16, UInt8, UInt32
 
 from dynamic_graph_fed_rl.environments.traffic.constants import DemandConstants, RoadConstants
 from dynamic_graph_fed_rl.environments.traffic.layout import apart, columns, rows
 from dynamic_graph_fed_rl.environments.traffic.network import PROTECTED, RED, YIELDING
 
 COUNT = jnp.int16
+MIXER = np.uint32(0x9E3779B9)
 NOBODY, STRANGER = np.int8(-1), np.int8(-2)
 """First of a lane: not drawn yet, and one that wants into the lane beside, which is full."""
 _DARK_SHARE = 0.25
@@ -35,6 +36,7 @@ class Traffic(eqx.Module):
     vehicles: Int16[Array, "links worlds"]
     entry: Int16[Array, "links worlds"]
     head: Int8[Array, "lanes worlds"]
+    luck: UInt8[Array, "lanes worlds"]
     credit: Float[Array, "lanes worlds"]
     waited_s: Float[Array, "lanes worlds"]
     phase: Int[Array, "signals worlds"]
@@ -69,7 +71,7 @@ def drawn(seed: UInt32[Array, "words worlds"], step: Int[Array, ""], count: int)
     """So many random words for a step: its counter through a mixing function of two rounds, `lowbias32` of Wellons
     (2018, "Prospecting for hash functions"), to which each world's two words of seed are added on the way. A quarter
     of the time of JAX's own generator, which is made for more than turning cars."""
-    x = (step * count + jnp.arange(count)).astype(jnp.uint32)[:, None] * jnp.uint32(0x9E3779B9) + seed[0]
+    x = (step * count + jnp.arange(count)).astype(jnp.uint32)[:, None] * MIXER + seed[0]
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) ^ seed[1]
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -90,18 +92,19 @@ def steps(
     nothing = lambda like: jnp.zeros(like.shape, jnp.int32)  # noqa: E731
     none = Sums(*(nothing(like) for like in (traffic.head, traffic.entry, traffic.vehicles, traffic.entry)))
 
-    def one(carry: tuple[Traffic, Array, Sums], i: Array) -> tuple[tuple[Traffic, Array, Sums], Array]:
-        traffic, due, sums = carry
-        words = drawn(orders.seed, i, roads.link_steps.shape[0] + roads.lane_link.shape[0])
-        traffic, wanted, received = _step(roads, traffic, orders, levels, saturation_per_s, due[i], words, running)
-        # on the shortest links they arrive before the decision is over
-        lands = (jnp.arange(due.shape[0])[:, None] == i + roads.link_steps)[..., None]
-        now = Sums(traffic.queue.sum(1, dtype=COUNT), traffic.entry, traffic.vehicles, wanted)
-        due = due + jnp.where(lands, received, jnp.zeros((), COUNT))
-        return (traffic, due, jax.tree.map(jnp.add, sums, now)), received
+    def one(carry: tuple[Traffic, Array, Sums], i: Array) -> tuple[tuple[Traffic, Array, Sums], None]:
+        traffic, received, sums = carry
+        words = drawn(orders.seed, i, links + roads.lane_link.shape[0])
+        # on the shortest links cars arrive in the decision in which they came
+        came = i - roads.link_steps
+        quick = rows(received.reshape(-1, received.shape[-1]), jnp.maximum(came, 0) * links + jnp.arange(links))
+        arriving = due[i] + jnp.where((came >= 0)[:, None], quick, jnp.zeros((), COUNT))
+        traffic, wanted, now = _step(roads, traffic, orders, levels, saturation_per_s, arriving, words, running)
+        counted = Sums(traffic.queue.sum(1, dtype=COUNT), traffic.entry, traffic.vehicles, wanted)
+        return (traffic, received.at[i].set(now), jax.tree.map(jnp.add, sums, counted)), None
 
-    (traffic, _, sums), received = jax.lax.scan(one, (traffic, due, none), jnp.arange(due.shape[0]))
-    return traffic, received, sums
+    links = roads.link_steps.shape[0]
+    return jax.lax.scan(one, (traffic, jnp.zeros_like(due), none), jnp.arange(due.shape[0]))[0]
 
 
 def _step(
@@ -124,8 +127,8 @@ def _step(
     queue, ended = _arrive(roads, demand, traffic.queue, arriving, turns, running)
     level = _green(roads, traffic, orders, levels)
     room = jnp.where(orders.closed, none, roads.link_storage.astype(COUNT)[:, None] - traffic.vehicles)
-    queue, head, credit, waited_s, quiet, entered, gone = _serve(
-        roads, traffic, queue, level, room, saturation_per_s, words[links:], running
+    queue, head, luck, credit, waited_s, quiet, entered, gone = _serve(
+        roads, demand, traffic, queue, level, room, saturation_per_s, words[links:], running
     )
 
     wanted = jnp.floor(demand.rate_per_s * dt_s + departs).astype(COUNT)
@@ -143,6 +146,7 @@ def _step(
         vehicles=vehicles,
         entry=entry,
         head=head,
+        luck=luck,
         credit=credit,
         waited_s=waited_s,
         phase=jnp.where(arrived, orders.target, traffic.phase),
@@ -252,6 +256,7 @@ def _green(
 
 def _serve(
     roads: RoadConstants,
+    demand: DemandConstants,
     traffic: Traffic,
     queue: Int16[Array, "lanes columns worlds"],
     level: Int8[Array, "lanes columns worlds"],
@@ -259,20 +264,26 @@ def _serve(
     saturation_per_s: Float[Array, "lanes worlds"],
     words: UInt32[Array, "lanes worlds"],
     running: Bool[Array, ""],
-) -> tuple[Array, Array, Array, Array, Array, Array, Array]:
-    """Lets the first cars of the lanes go: queues, heads, credits, time given way, pauses; cars into and out of each
-    link."""
+) -> tuple[Array, Array, Array, Array, Array, Array, Array, Array]:
+    """Lets the first cars of the lanes go: queues, heads, their luck, credits, time given way, pauses; cars into and
+    out of each link."""
     conduct, dt_s, none = roads.conduct, roads.dt_s, jnp.zeros((), COUNT)
     head, credit = traffic.head, traffic.credit + saturation_per_s * dt_s
-    waited_s = traffic.waited_s
+    waited_s, luck = traffic.waited_s, traffic.luck
     recent, spare = traffic.quiet * dt_s < conduct.gap_s, room > 0
     entered, gone, sent_any = jnp.zeros_like(room), jnp.zeros_like(room), jnp.zeros(queue.shape, bool)
     queue, level = apart(running, lambda *both: both, queue, level)
     for service in range(roads.services):
-        draw = ((words >> (8 * (service % 4))) & 0xFF).astype(jnp.float32) / 2**8
+        draw = (words >> (8 * (service % 4))).astype(jnp.uint8)
         strangers = apart(running, _strangers, roads, queue)
-        head = apart(running, _first, queue, head, draw, strangers)
-        willing, press = apart(running, _pressing, roads, level, head, recent, spare)
+        before, head = head, apart(running, _first, queue, head, draw, strangers)
+        willing = apart(running, _willing, level, head)
+        if roads.short_from.size:
+            fresh = ((words * MIXER) >> (8 * (3 - service % 4))).astype(jnp.uint8)
+            luck = jnp.where(before == NOBODY, fresh, luck)
+            blocked = apart(running, _blocked, roads, demand, queue, luck)
+            willing = apart(running, lambda a, b: a & ~rows(b, roads.place_short), willing, blocked)
+        press = apart(running, _pressing, roads, level, willing, recent, spare)
         held = apart(running, _held, roads, press)
         waits = apart(running, _waits, roads, level, willing, held)
         pushes = apart(running, _pushes, roads, waits, waited_s)
@@ -295,7 +306,7 @@ def _serve(
     # who could go and did not gains nothing by waiting
     credit = jnp.minimum(credit, 1.0)
     quiet = jnp.where(sent_any, none, jnp.minimum(traffic.quiet + COUNT(1), roads.long_ago.astype(COUNT)))
-    return queue, head, credit, waited_s, quiet, entered, gone
+    return queue, head, luck, credit, waited_s, quiet, entered, gone
 
 
 def _strangers(roads: RoadConstants, queue: Int16[Array, "lanes columns worlds"]) -> Float[Array, "lanes worlds"]:
@@ -308,12 +319,12 @@ def _strangers(roads: RoadConstants, queue: Int16[Array, "lanes columns worlds"]
 def _first(
     queue: Int16[Array, "lanes columns worlds"],
     head: Int8[Array, "lanes worlds"],
-    draw: Float[Array, "lanes worlds"],
+    draw: UInt8[Array, "lanes worlds"],
     strangers: Float[Array, "lanes worlds"],
 ) -> Int8[Array, "lanes worlds"]:
     """Column in which the first car of each lane waits, or `STRANGER`; it stays the first until it goes."""
     count = queue.sum(1, dtype=COUNT)
-    most = draw * (count.astype(jnp.float32) + strangers)
+    most = draw.astype(jnp.float32) / 2**8 * (count.astype(jnp.float32) + strangers)
     passed, drawn_head = jnp.zeros_like(count), jnp.zeros_like(head)
     for j in range(queue.shape[1]):
         passed = passed + queue[:, j]
@@ -323,17 +334,39 @@ def _first(
     return jnp.where(count > 0, jnp.where(anew, drawn_head, head), NOBODY)
 
 
+def _willing(
+    level: Int8[Array, "lanes columns worlds"], head: Int8[Array, "lanes worlds"]
+) -> Bool[Array, "lanes columns worlds"]:
+    """First cars whose movement is green."""
+    return (head[:, None] == jnp.arange(level.shape[1], dtype=jnp.int8)[:, None]) & (level > RED)
+
+
+def _blocked(
+    roads: RoadConstants,
+    demand: DemandConstants,
+    queue: Int16[Array, "lanes columns worlds"],
+    luck: UInt8[Array, "lanes worlds"],
+) -> Bool[Array, "short worlds"]:
+    """Movements onto short links whose first car wants a lane there that is full; one more, which is not so."""
+    full = queue.sum(1, dtype=COUNT) >= roads.lane_storage[:, None]
+    own = rows(luck, roads.short_from).astype(jnp.float32) / 2**8
+    blocked = jnp.zeros(own.shape, bool)
+    for lane, there in zip(roads.short_ahead.index.T, roads.short_ahead.mask.T, strict=True):
+        wants = (rows(demand.lane_from, lane) <= own) & (own < rows(demand.lane_upto, lane))
+        blocked = blocked | (wants & rows(full, lane) & there[:, None])
+    return jnp.concatenate([blocked, jnp.zeros((1, blocked.shape[1]), bool)])
+
+
 def _pressing(
     roads: RoadConstants,
     level: Int8[Array, "lanes columns worlds"],
-    head: Int8[Array, "lanes worlds"],
+    willing: Bool[Array, "lanes columns worlds"],
     recent: Bool[Array, "lanes columns worlds"],
     spare: Bool[Array, "links worlds"],
-) -> tuple[Bool[Array, "lanes columns worlds"], Bool[Array, "places worlds"]]:
-    """First cars whose movement is green, and movements that others must yield to: those in motion or about to be."""
-    willing = (head[:, None] == jnp.arange(level.shape[1], dtype=jnp.int8)[:, None]) & (level > RED)
+) -> Bool[Array, "places worlds"]:
+    """Movements that others must yield to: those in motion or about to be."""
     press = recent | (willing & (level == PROTECTED) & rows(spare, roads.place_to))
-    return willing, (press & (level > RED)).reshape(-1, level.shape[-1])
+    return (press & (level > RED)).reshape(-1, level.shape[-1])
 
 
 def _held(roads: RoadConstants, press: Bool[Array, "places worlds"]) -> Bool[Array, "yielding worlds"]:
