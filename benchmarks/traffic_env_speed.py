@@ -58,6 +58,7 @@ def our_side(
     """Compile worlds with these settings of traffic: what they are, and a function that measures them once."""
     import equinox as eqx
     import jax
+    import jax.numpy as jnp
 
     from dynamic_graph_fed_rl.environments.traffic.build import build_traffic, load
     from dynamic_graph_fed_rl.environments.traffic.settings import TrafficSettings
@@ -74,15 +75,15 @@ def our_side(
     @eqx.filter_jit
     def run(worlds: Any, key: Any, state: Any, observation: Any) -> Any:
         # the observation rides in the carry and the reward in the output: none may be optimised away
-        def decide(carry: Any, key: Any) -> Any:
-            action_key, step_key = jax.random.split(key)
-            action = jax.random.randint(action_key, shape, 0, spec.action_size)
-            state, observation, transition = worlds.step(step_key, carry[0], action)
+        def decide(carry: Any, orders: Any) -> Any:
+            state, observation, transition = worlds.step(orders[0], carry[0], orders[1])
             return (state, observation), (transition.reward, transition.info["metrics"])
 
-        keys = jax.random.split(key, decisions + 1)
-        (state, observation), outcome = jax.lax.scan(decide, (state, observation), keys[1:])
-        return keys[0], state, observation, outcome
+        key, action_key, *keys = jax.random.split(key, decisions + 2)
+        # drawn for all decisions at once, but within the time
+        actions = jax.random.randint(action_key, (decisions, *shape), 0, spec.action_size)
+        (state, observation), outcome = jax.lax.scan(decide, (state, observation), (jnp.stack(keys), actions))
+        return key, state, observation, outcome
 
     reset = eqx.filter_jit(lambda worlds, key: worlds.reset(key))
     key = jax.random.key(0)
