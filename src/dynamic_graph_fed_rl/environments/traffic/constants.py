@@ -262,8 +262,15 @@ def demand_constants(network: Network, demand: Demand) -> DemandConstants:
     choices, real = _choices(network), lambda x: jnp.asarray(x, jnp.float32)
     wanted = np.where(np.asarray(choices.mask), lane_share[:, np.asarray(choices.index)], 0.0)
     lane_from, lane_upto = _lanes_shared_out(network, demand.turn_ratio[:, network.movement_turn] * lane_share)
-    lanes = real(lane_from), real(lane_upto)
-    return DemandConstants(demand.window_s, real(demand.rate_per_s), snap(upto), snap(total), *lanes, real(wanted))
+    return DemandConstants(
+        window_s=demand.window_s,
+        rate_per_s=real(demand.rate_per_s),
+        share_with=snap(upto),
+        share_on=snap(total),
+        lane_from=real(lane_from),
+        lane_upto=real(lane_upto),
+        lane_share=real(wanted),
+    )
 
 
 def _lanes_shared_out(

@@ -76,7 +76,8 @@ class Traffic(Environment):
     """Episodes begin anywhere from 0 to here."""
     decision_steps: int = eqx.field(static=True)
     episode_decisions: int = eqx.field(static=True)
-    reward: str = eqx.field(static=True, default="queue")
+    reward: str = eqx.field(static=True)
+    """One of `REWARDS`."""
 
     @property
     def spec(self) -> Spec:

@@ -20,6 +20,7 @@ from dynamic_graph_fed_rl.environments.traffic.network import PROTECTED, RED, YI
 
 COUNT = jnp.int16
 MIXER = np.uint32(0x9E3779B9)
+"""2^32 over the golden ratio, odd: in a word times it the high bits depend on all bits of the word."""
 NOBODY, STRANGER = np.int8(-1), np.int8(-2)
 """First of a lane: not drawn yet, and one that wants into the lane beside, which is full."""
 _DARK_SHARE = 0.25
@@ -91,6 +92,7 @@ def steps(
     levels, saturation_per_s = _levels(roads, traffic.phase, orders, dark), _saturation(roads, orders, dark)
     nothing = lambda like: jnp.zeros(like.shape, jnp.int32)  # noqa: E731
     none = Sums(*(nothing(like) for like in (traffic.head, traffic.entry, traffic.vehicles, traffic.entry)))
+    links = roads.link_steps.shape[0]
 
     def one(carry: tuple[Traffic, Array, Sums], i: Array) -> tuple[tuple[Traffic, Array, Sums], None]:
         traffic, received, sums = carry
@@ -103,7 +105,6 @@ def steps(
         counted = Sums(traffic.queue.sum(1, dtype=COUNT), traffic.entry, traffic.vehicles, wanted)
         return (traffic, received.at[i].set(now), jax.tree.map(jnp.add, sums, counted)), None
 
-    links = roads.link_steps.shape[0]
     return jax.lax.scan(one, (traffic, jnp.zeros_like(due), none), jnp.arange(due.shape[0]))[0]
 
 
@@ -282,7 +283,7 @@ def _serve(
             fresh = ((words * MIXER) >> (8 * (3 - service % 4))).astype(jnp.uint8)
             luck = jnp.where(before == NOBODY, fresh, luck)
             blocked = apart(running, _blocked, roads, demand, queue, luck)
-            willing = apart(running, lambda a, b: a & ~rows(b, roads.place_short), willing, blocked)
+            willing = apart(running, _unblocked, roads, willing, blocked)
         press = apart(running, _pressing, roads, level, willing, recent, spare)
         held = apart(running, _held, roads, press)
         waits = apart(running, _waits, roads, level, willing, held)
@@ -355,6 +356,13 @@ def _blocked(
         wants = (rows(demand.lane_from, lane) <= own) & (own < rows(demand.lane_upto, lane))
         blocked = blocked | (wants & rows(full, lane) & there[:, None])
     return jnp.concatenate([blocked, jnp.zeros((1, blocked.shape[1]), bool)])
+
+
+def _unblocked(
+    roads: RoadConstants, willing: Bool[Array, "lanes columns worlds"], blocked: Bool[Array, "short worlds"]
+) -> Bool[Array, "lanes columns worlds"]:
+    """Those of them that no full lane ahead holds back."""
+    return willing & ~rows(blocked, roads.place_short)
 
 
 def _pressing(
